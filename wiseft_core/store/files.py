@@ -1,0 +1,174 @@
+"""The one seam through which this package touches the file system.
+
+Store room. Every open, read, write, copy, sync and rename goes through a `Files` object that is passed as an argument,
+so that a test can inject faults or record and replay the log of operations. Errors of the operating system leave here
+as `Fault` (exit 5), a path that is not there or not a regular file as `CheckpointError` (exit 3).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wiseft_core.errors import CheckpointError, Fault
+
+Buffer = bytes | bytearray | memoryview
+
+HINTS = {
+    errno.ENOSPC: "free some space on that disk, or write somewhere else",
+    errno.EDQUOT: "the quota of that disk is used up",
+    errno.EROFS: "that file system is read-only: write somewhere else",
+    errno.EACCES: "check the permissions of that path",
+    errno.EPERM: "check the permissions of that path",
+    errno.EIO: "the disk or network below reports an error: check it before you trust what it holds",
+    errno.EFBIG: "the file size limit of this process or file system is too small",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+COPY_CHUNK = 1 << 26
+
+
+@contextmanager
+def faults(action: str, path: object) -> Iterator[None]:
+    """Turn an OSError raised inside into our error that names `action` and `path`."""
+    try:
+        yield
+    except (CheckpointError, Fault):
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}", expected="a path that exists", got="no such file or folder", hint="check the spelling"
+        ) from error
+    except OSError as error:
+        code = error.errno or 0
+        raise Fault(
+            f"{path} — cannot {action}",
+            expected=f"the operating system to {action}",
+            got=f"{errno.errorcode.get(code, code)}: {os.strerror(code) if code else error}",
+            hint=HINTS.get(code, "see the message of the operating system above"),
+        ) from error
+
+
+class Files:
+    """The real file system. Subclass it and override a method to inject a fault or to keep a log."""
+
+    def open_read(self, path: Path) -> int:
+        """A descriptor on the regular file at `path`, links followed. A FIFO or device is refused, not waited for."""
+        with faults("open it for reading", path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise CheckpointError(
+                    f"{path}", expected="a regular file", got="something else", hint="name the file or folder itself"
+                )
+        return descriptor
+
+    def create(self, path: Path) -> int:
+        """A descriptor on a new, empty file at `path`, with the mode that the umask leaves of 0666."""
+        with faults("create it", path):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+    def identity(self, descriptor: int) -> tuple[int, int, int, int, int]:
+        """Device, inode, size, mtime and ctime in ns: they move when somebody changes or replaces the file."""
+        seen = os.fstat(descriptor)
+        return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+
+    def read_into(self, descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
+        """Fill `buffer` from `offset`. A file that ends early is an error, never a short result."""
+        done = 0
+        with faults("read it", path):
+            while done < len(buffer):
+                count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise CheckpointError(
+                        f"{path}",
+                        expected=f"{len(buffer)} bytes at offset {offset}",
+                        got=f"the file ends after {done} of them",
+                        hint="the file is truncated, or was while it was read: fetch it again",
+                    )
+                done += count
+
+    def write_at(self, descriptor: int, buffer: Buffer, offset: int, path: object) -> None:
+        """Write all of `buffer` at `offset`."""
+        view, done = memoryview(buffer).cast("B"), 0
+        with faults("write to it", path):
+            while done < len(view):
+                count = os.pwrite(descriptor, view[done:], offset + done)
+                if count == 0:
+                    raise OSError(errno.EIO, "nothing was written")
+                done += count
+
+    def copy_range(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> None:
+        """Copy `count` bytes inside the kernel where it can (shared extents included), by read and write elsewhere."""
+        done = 0
+        with faults("copy into it", path):
+            while done < count:
+                chunk = min(count - done, COPY_CHUNK)
+                try:
+                    moved = os.copy_file_range(source, target, chunk, start + done, offset + done)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+                        raise
+                    moved = 0
+                if moved == 0:  # not supported between these two, or the source ends: reading tells which
+                    piece = bytearray(min(chunk, 1 << 20))
+                    self.read_into(source, memoryview(piece), start + done, path)
+                    self.write_at(target, piece, offset + done, path)
+                    moved = len(piece)
+                done += moved
+
+    def allocate(self, descriptor: int, size: int, path: object) -> None:
+        """Reserve `size` bytes now, so that a full disk is met before anything is computed."""
+        if size == 0:
+            return
+        with faults("reserve space for it", path):
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+                free = shutil.disk_usage(Path(str(path)).parent).free
+                if free < size:
+                    raise OSError(errno.ENOSPC, "not enough free space") from error
+                os.ftruncate(descriptor, size)
+
+    def fsync(self, descriptor: int, path: object) -> None:
+        """Force the file to disk. After a failure the file must not be trusted, and is never synced again."""
+        with faults("sync it to disk", path):
+            os.fsync(descriptor)
+
+    def fsync_folder(self, path: Path) -> None:
+        """Force the entries of a folder to disk."""
+        with faults("sync the folder to disk", path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Give a descriptor back."""
+        os.close(descriptor)
+
+    def mkdir(self, path: Path, mode: int = 0o777) -> None:
+        """Make one folder; the umask applies."""
+        with faults("create the folder", path):
+            os.mkdir(path, mode)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename; an empty folder at `target` is replaced, anything else is an error."""
+        with faults("publish it by renaming", target):
+            os.rename(source, target)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder of ours with all that is in it; links are removed, not followed."""
+        with faults("remove it", path):
+            if path.exists():
+                shutil.rmtree(path)
+
+
+FILES = Files()
