@@ -1,0 +1,252 @@
+"""The adapter's config: PEFT's own configs are the oracle on fields, names and scales."""
+
+import dataclasses
+import json
+import math
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftType, TrainableTokensConfig
+from peft.utils.other import get_pattern_key
+
+from wiseft_core.config import HARMLESS, PROMPT_METHODS, REFUSED, REWRITES, AdapterConfig
+from wiseft_core.config_fields import READERS, RENAMED
+from wiseft_core.errors import ConfigError, ConfigNeeded, Unsupported
+
+paths = st.sampled_from(["layers.0.q", "layers.1.q", "layers.1.k", "layers.11.q", "q", "xq"])
+patterns = st.sampled_from(["q", "k", r"layers\.1\.q", "layers.1.q", r"layers\.\d+\.q", "^layers.1", ".*", "^q"])
+
+
+def read(**fields):
+    return AdapterConfig.from_mapping(fields)
+
+
+@pytest.mark.parametrize(("config", "kind"), [(LoraConfig, "LORA"), (TrainableTokensConfig, "TRAINABLE_TOKENS")])
+def test_every_field_of_peft_is_accounted_for(config, kind):
+    """No field of PEFT 0.21 is unknown: each is read, listed as harmless with a reason, or refused with one."""
+    known = (
+        {"peft_type"} | READERS["any"].keys() | HARMLESS["any"].keys() | READERS[kind].keys() | HARMLESS[kind].keys()
+    )
+    if kind == "LORA":
+        known |= REFUSED.keys() | {"init_lora_weights"}
+    assert {field.name for field in dataclasses.fields(config)} <= known
+    assert all(HARMLESS["any"].values()) and all(HARMLESS[kind].values())
+    assert READERS["LORA"].keys().isdisjoint(HARMLESS["LORA"].keys() | REFUSED.keys())
+
+
+def test_every_reader_has_a_field():
+    """What is read is kept: reader names and the record's fields are the same list."""
+    read_names = {RENAMED.get(name, name) for table in READERS.values() for name in table} | {"peft_type"}
+    assert read_names == {field.name for field in dataclasses.fields(AdapterConfig)}
+
+
+@pytest.mark.parametrize("through_json", [True, False])
+def test_peft_defaults_and_settings(tmp_path, through_json):
+    """`to_dict()` with its enums and sets, and the saved JSON, give the same record."""
+    theirs = LoraConfig(
+        r=4, lora_alpha=32, target_modules=["q", "k"], task_type="CAUSAL_LM", use_rslora=True, use_dora=True,
+        bias="lora_only", modules_to_save=["head"], rank_pattern={"q": 2}, alpha_pattern={"k": 5},
+        trainable_token_indices=[3, 1], base_model_name_or_path="some/base", layers_to_transform=[0, 1],
+        lora_dropout=0.1, init_lora_weights="gaussian", exclude_modules=["x"], layers_pattern="layers",
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "adapter_config.json").read_text()) if through_json else theirs.to_dict()
+    expected = AdapterConfig(
+        peft_type="LORA", lora_alpha=32.0, r=4, use_rslora=True, use_dora=True, lora_bias=False, bias="lora_only",
+        rank_pattern={"q": 2}, alpha_pattern={"k": 5.0}, modules_to_save=("head",), task_type="CAUSAL_LM",
+        trainable_token_indices={"embed_tokens": (3, 1)}, base_model="some/base", peft_version=theirs.peft_version,
+    )  # fmt: skip
+    assert AdapterConfig.from_mapping(raw) == expected
+
+
+def test_the_least_config():
+    """lora_alpha alone is a config: what it does not say stays None or plain LoRA, and nothing is guessed."""
+    assert read(lora_alpha=16) == AdapterConfig(lora_alpha=16.0)
+    assert read() == AdapterConfig()
+    assert (read().use_dora, read().lora_bias, read().r) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [(["wte", "wpe"], ["wte", "wpe"]), (("wte", "wpe"), ["wte", "wpe"]), ("wte", ["wte"]), (None, ["embed_tokens"])],
+)
+def test_trainable_tokens(targets, names):
+    """TRAINABLE_TOKENS spreads over two fields what LoRA says in one."""
+    theirs = TrainableTokensConfig(token_indices=[5, 2], target_modules=targets).to_dict()
+    names = {None: ["embed_tokens"], "wte": ["wte"]}.get(
+        targets if not isinstance(targets, list | tuple) else 0, targets
+    )
+    ours = AdapterConfig.from_mapping(theirs)
+    assert ours.trainable_token_indices == dict.fromkeys(names, (5, 2))
+    assert ours.peft_type == "TRAINABLE_TOKENS"
+
+
+def test_rows_are_found_by_the_end_of_the_name():
+    """As in PEFT, an entry fits by its end, and a lone list is the input embedding's, whatever its name."""
+    listed = read(trainable_token_indices=[1, 2])
+    assert listed.token_rows("model.embed_tokens") == listed.token_rows("transformer.wte") == (1, 2)
+    named = read(trainable_token_indices={"embed_tokens": [1], "wpe": [2]})
+    assert (named.token_rows("m.embed_tokens"), named.token_rows("wpe")) == ((1,), (2,))
+    with pytest.raises(ConfigError, match="wte"):
+        named.token_rows("wte")
+    with pytest.raises(ConfigError, match="nothing"):
+        read().token_rows("wte")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lora_alpha", math.nan), ("lora_alpha", math.inf), ("lora_alpha", 2**70), ("lora_alpha", True),
+        ("lora_alpha", "16"), ("lora_alpha", [16]), ("r", -1), ("r", 0), ("r", 65_537), ("r", 2**70), ("r", True),
+        ("r", 8.0), ("r", "8"), ("use_rslora", 1), ("use_rslora", "true"), ("use_dora", 0), ("lora_bias", "none"),
+        ("bias", "some"), ("bias", True), ("bias", ["all"]), ("rank_pattern", ["q"]), ("rank_pattern", {"q": 0}),
+        ("rank_pattern", {"q": True}), ("rank_pattern", {1: 2}), ("alpha_pattern", {"q": math.nan}),
+        ("alpha_pattern", {"q": "1"}), ("rank_pattern", {"(": 2}), ("modules_to_save", "head"),
+        ("modules_to_save", [1]), ("fan_in_fan_out", None.__class__), ("trainable_token_indices", [-1]),
+        ("trainable_token_indices", [1, 1]), ("trainable_token_indices", [True]), ("trainable_token_indices", "1"),
+        ("trainable_token_indices", {"e": 1}), ("ensure_weight_tying", 1), ("task_type", 3),
+        ("base_model_name_or_path", 3), ("peft_version", 0.21), ("peft_type", 7), ("init_lora_weights", 3),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_meant(name, value):
+    """Every field that changes numbers is strict on type and range; the error names it and shows the value."""
+    with pytest.raises(ConfigError) as caught:
+        read(**{"lora_alpha": 16, name: value})
+    assert f"config: {name}" in caught.value.where
+    assert caught.value.expected
+    assert caught.value.got
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("lora_alpha", [0, -16, 0.5, 1e9, -1e9])
+def test_any_finite_lora_alpha_is_meant(lora_alpha):
+    """Zero and negative values are unusual, and define a delta all the same."""
+    assert read(lora_alpha=lora_alpha).scale("q", 4) == lora_alpha / 4
+
+
+def test_all_problems_come_at_once():
+    """One pass over the config finds every bad field."""
+    with pytest.raises(ConfigError) as caught:
+        read(lora_alpha="16", r=0, use_qalora=True, use_rslora=1, made_up=3)
+    fields = {problem.where.split()[-1] for problem in (caught.value, *caught.value.others)}
+    assert fields == {"lora_alpha", "r", "use_qalora", "use_rslora", "made_up"}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_options_refused_by_name(name):
+    """An option that would change the result is refused with its reason, and harmless where it is not set."""
+    with pytest.raises(Unsupported) as caught:
+        read(lora_alpha=16, **{name: {"on": 1}})
+    assert name in caught.value.where
+    assert REFUSED[name] in caught.value.got
+    for unset in (None, False, [], {}, "", 0):
+        assert read(lora_alpha=16, **{name: unset}) == read(lora_alpha=16)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "lora_ga", "loftq"])
+def test_starts_that_rewrite_the_base_are_refused(start):
+    """After these the adapter does not belong to the base file alone: the reason is said."""
+    with pytest.raises(Unsupported) as caught:
+        read(lora_alpha=16, init_lora_weights=start)
+    assert any(reason in caught.value.got for reason in REWRITES.values())
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false"])
+def test_plain_starts(start):
+    """These leave the base alone."""
+    assert read(lora_alpha=16, init_lora_weights=start) == read(lora_alpha=16)
+
+
+def test_an_unknown_start_is_refused():
+    """A method that is not known may rewrite the base."""
+    with pytest.raises(Unsupported, match="not known"):
+        read(lora_alpha=16, init_lora_weights="svd_magic")
+
+
+@pytest.mark.parametrize("kind", [*sorted({t.value for t in PeftType} - {"LORA", "TRAINABLE_TOKENS"}), "NEW_ONE"])
+def test_other_methods_are_refused_by_name(kind):
+    """Each of PEFT's other methods, and one that does not exist yet, is named, with what is supported."""
+    with pytest.raises(Unsupported) as caught:
+        read(peft_type=kind)
+    assert kind in caught.value.got
+    assert caught.value.expected == "LORA or TRAINABLE_TOKENS"
+    assert ("prompts" in caught.value.got) is (kind in PROMPT_METHODS)
+    assert caught.value.exit_code == 4
+
+
+def test_unknown_fields_may_stay_only_if_not_set():
+    """A field of a later PEFT is harmless while it is off, and refused by its name when on."""
+    for unset in (None, False, 0, 0.0, "", [], {}, (), set()):
+        assert read(lora_alpha=16, from_the_future=unset) == read(lora_alpha=16)
+    for on in (True, 1, "x", [0], {"a": None}, object()):
+        with pytest.raises(Unsupported, match="from_the_future"):
+            read(lora_alpha=16, from_the_future=on)
+    with pytest.raises(Unsupported, match="lora_alpha"):
+        read(peft_type="TRAINABLE_TOKENS", token_indices=[1], lora_alpha=16)
+
+
+def test_a_config_is_a_mapping():
+    """Anything else is refused as such."""
+    with pytest.raises(ConfigError, match="mapping"):
+        AdapterConfig.from_mapping([("lora_alpha", 16)])
+
+
+def test_hostile_patterns_are_refused_when_read():
+    """A bad pattern is found in the config, by field and text, before any tensor is looked at; size is bounded."""
+    with pytest.raises(Unsupported) as caught:
+        read(lora_alpha=16, rank_pattern={r"(?=q)": 4})
+    assert "config: rank_pattern" in caught.value.where
+    assert "(?=q)" in caught.value.where
+    with pytest.raises(Unsupported, match="states"):
+        read(alpha_pattern={f"(x{i}){{1000}}": 1 for i in range(80)})
+
+
+@given(
+    st.dictionaries(patterns, st.integers(1, 9)), st.dictionaries(patterns, st.integers(-9, 9)), paths, st.booleans()
+)
+def test_scales_are_pefts(rank_pattern, alpha_pattern, path, use_rslora):
+    """Rank and lora_alpha are resolved in PEFT's order by PEFT's rule, and divided as PEFT divides."""
+    rank = rank_pattern.get(get_pattern_key(rank_pattern.keys(), path), 3)
+    lora_alpha = alpha_pattern.get(get_pattern_key(alpha_pattern.keys(), path), 16)
+    config = read(r=3, lora_alpha=16, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern, use_rslora=use_rslora)
+    assert config.scale(path, rank) == lora_alpha / (math.sqrt(rank) if use_rslora else rank)
+    with pytest.raises(ConfigError, match=f"rank of {path}"):
+        config.scale(path, rank + 1)
+
+
+def test_the_scale_is_never_guessed():
+    """Without lora_alpha there is no scale, unless a pattern gives it."""
+    config = read(r=4, alpha_pattern={"q": 8})
+    assert config.scale("m.q", 4) == 2.0
+    with pytest.raises(ConfigNeeded, match="never guessed"):
+        config.scale("m.k", 4)
+
+
+def test_a_rank_is_a_rank():
+    """A factor without rows has no scale, and no division by zero."""
+    with pytest.raises(ConfigError, match="rank of q"):
+        read(lora_alpha=16).scale("q", 0)
+
+
+@given(st.lists(patterns, unique=True), st.lists(paths, max_size=3))
+def test_unused_patterns(keys, modules):
+    """Exactly the patterns are listed that PEFT's rule matches to no module."""
+    config = read(lora_alpha=1, rank_pattern=dict.fromkeys(keys[:2], 1), alpha_pattern=dict.fromkeys(keys[1:], 1))
+    expected = [key for key in keys if not any(get_pattern_key([key], path) == key for path in modules if path != key)]
+    expected = [key for key in expected if key not in modules]
+    assert list(config.unused_patterns(modules)) == expected
+
+
+def test_the_record_is_whole_and_printable():
+    """It is frozen, shows every field, and reading does not change or share what was given."""
+    raw = {"lora_alpha": 16, "rank_pattern": {"q": 2}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = AdapterConfig.from_mapping(raw)
+    raw["rank_pattern"]["q"] = 3
+    assert config.rank_pattern == {"q": 2}
+    assert "rank_pattern={'q': 2}" in repr(config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.r = 5

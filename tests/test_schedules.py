@@ -1,0 +1,163 @@
+"""The coefficient: checked, written in one way, and resolved per name."""
+
+import fnmatch
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wiseft_core.errors import BadAlpha, ConfigError, UnusedPattern
+from wiseft_core.schedules import canonical, check_alpha, resolve
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+names = st.lists(st.text("ab.", min_size=1, max_size=5), min_size=1, max_size=5, unique=True)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "text"),
+    [
+        (0.50, "0.5"), (1e-3, "0.001"), (1e-300, "1e-300"), (-0.0, "0"), (0.0, "0"), (1.0, "1"), (0.1 + 0.2,
+        "0.30000000000000004"), (-0.2, "-0.2"), (1e-6, "0.000001"), (1.5e-7, "1.5e-7"), (1e15, "1000000000000000"),
+        (1e16, "1e+16"), (120.0, "120"), (5e-324, "5e-324"), (-1.25e300, "-1.25e+300"),
+    ],
+)  # fmt: skip
+def test_canonical_decimals(alpha, text):
+    """Folder names are short, plain decimals where that is readable."""
+    assert canonical(alpha) == text
+
+
+@given(finite)
+def test_canonical_is_exact_and_one_for_each_number(alpha):
+    """The decimal reads back as the same number, has no needless digit, and depends on the value alone."""
+    text = canonical(alpha)
+    assert float(text) == alpha
+    assert canonical(float(text)) == text
+    shortest = len(Decimal(repr(alpha)).normalize().as_tuple().digits)
+    assert len(Decimal(text).normalize().as_tuple().digits) == shortest
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 0.25, np.float32(0.25), np.float64(0.25), np.int64(1), np.array(0.5),
+                                   Fraction(1, 4), Decimal("0.25")])  # fmt: skip
+def test_real_numbers_are_taken(alpha):
+    """Any real number without an axis is a coefficient, and comes back as a plain float."""
+    value = check_alpha(alpha, "alpha", extrapolate=False)
+    assert type(value) is float
+    assert value == alpha
+
+
+def test_torch_scalars_are_taken():
+    """A learned coefficient is a coefficient; torch's warning about its gradient is not provoked."""
+    assert check_alpha(torch.tensor(0.25, requires_grad=True), "alpha", extrapolate=False) == 0.25
+    assert check_alpha(torch.tensor(0.25, dtype=torch.bfloat16), "alpha", extrapolate=False) == 0.25
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [math.nan, math.inf, -math.inf, True, np.True_, "0.5", None, 1j, np.array([0.5]), np.array("0.5"), np.complex64(1),
+     np.array(1j), [0.5], 10**400, torch.tensor([0.5]), torch.tensor(True), torch.tensor(0.5, device="meta")],
+)  # fmt: skip
+def test_anything_else_is_refused(alpha):
+    """Booleans, text, arrays and values that are not finite are no coefficients, with extrapolation or without."""
+    for extrapolate in (False, True):
+        with pytest.raises(BadAlpha) as caught:
+            check_alpha(alpha, "alpha of x", extrapolate=extrapolate)
+        assert caught.value.where == "alpha of x"
+        assert caught.value.expected
+        assert caught.value.got
+        assert caught.value.hint
+
+
+@given(finite)
+def test_the_range_is_closed_unless_extrapolating(alpha):
+    """0 and 1 are in range, what lies outside needs the flag, and -0.0 becomes 0.0."""
+    assert check_alpha(alpha, "alpha", extrapolate=True) == alpha
+    assert math.copysign(1, check_alpha(-0.0, "alpha", extrapolate=False)) == 1
+    if 0 <= alpha <= 1:
+        assert check_alpha(alpha, "alpha", extrapolate=False) == alpha
+    else:
+        with pytest.raises(BadAlpha, match="extrapolate"):
+            check_alpha(alpha, "alpha", extrapolate=False)
+
+
+@given(names, st.floats(0, 1))
+def test_a_number_holds_for_all(touched, alpha):
+    """One number is every tensor's coefficient, in the order of the names."""
+    assert list(resolve(alpha, touched).items()) == [(name, alpha) for name in touched]
+
+
+def test_a_function_is_asked_once_per_name():
+    """A function may be costly or count its calls: each name is asked once, in order."""
+    asked = []
+    assert resolve(lambda name: asked.append(name) or len(name) / 10, ["a", "bb"]) == {"a": 0.1, "bb": 0.2}
+    assert asked == ["a", "bb"]
+    with pytest.raises(BadAlpha, match="alpha\\('a'\\)"):
+        resolve(lambda name: 2.0, ["a"])
+
+
+@given(st.text("ab.*?", min_size=1, max_size=6), names)
+def test_globs_agree_with_fnmatch(glob, touched):
+    """A glob takes exactly the names that the standard library's does."""
+    fitting = [name for name in touched if name == glob or fnmatch.fnmatchcase(name, glob)]
+    if not fitting:
+        with pytest.raises(UnusedPattern):
+            resolve({glob: 0.5}, touched)
+    elif len(fitting) < len(touched):
+        with pytest.raises(ConfigError):
+            resolve({glob: 0.5}, touched)
+    else:
+        assert resolve({glob: 0.5}, touched) == dict.fromkeys(touched, 0.5)
+
+
+def test_the_most_specific_wins():
+    """A name beats every glob, and the glob with most literal characters beats the others, in any order."""
+    alphas = {"*": 0.1, "layers.*": 0.2, "layers.*.q": 0.3, "layers.1.q": 0.4}
+    touched = ["head", "layers.0.k", "layers.0.q", "layers.1.q"]
+    expected = dict(zip(touched, [0.1, 0.2, 0.3, 0.4], strict=True))
+    assert resolve(alphas, touched) == expected
+    assert resolve(dict(reversed(alphas.items())), touched) == expected
+
+
+def test_a_tie_is_refused_only_where_it_matters():
+    """Two globs that are equally specific have to agree; the error names the tensor and both."""
+    assert resolve({"a.?": 0.5, "?.b": 0.5}, ["a.b"]) == {"a.b": 0.5}
+    with pytest.raises(UnusedPattern) as caught:
+        resolve({"a.?": 0.5, "?.b": 0.6}, ["a.b"])
+    assert "a.b" in caught.value.where
+    assert "a.?" in caught.value.got
+    assert "?.b" in caught.value.got
+
+
+def test_all_problems_of_a_mapping_come_at_once():
+    """A key that matches nothing, with the nearest names, and a tensor that no key matches, in one error."""
+    with pytest.raises(UnusedPattern) as caught:
+        resolve({"layers.0.q_prj": 0.5, "head*": 0.5}, ["layers.0.q_proj", "head"])
+    assert "layers.0.q_proj" in caught.value.hint
+    (other,) = caught.value.others
+    assert "layers.0.q_proj" in other.got
+    assert '"*"' in other.hint
+
+
+@pytest.mark.parametrize("alpha", ["0.5", {"*": "0.5"}, {"*": 1.5}, {"*": 0.5, "a": math.nan}])
+def test_coefficients_inside_are_checked(alpha):
+    """Every number of a mapping is checked, used or not."""
+    with pytest.raises(BadAlpha):
+        resolve(alpha, ["a"])
+
+
+def test_keys_are_names():
+    """A key that is no string cannot be a name."""
+    with pytest.raises(ConfigError, match="keys"):
+        resolve({1: 0.5}, ["a"])
+
+
+def test_extrapolation_reaches_every_form():
+    """The flag allows the same number in a number, a mapping and a function, and only with it."""
+    for alpha in (1.5, {"*": 1.5}, lambda name: 1.5):
+        assert resolve(alpha, ["a"], extrapolate=True) == {"a": 1.5}
+        with pytest.raises(BadAlpha):
+            resolve(alpha, ["a"])

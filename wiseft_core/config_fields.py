@@ -1,0 +1,167 @@
+"""How one field of an adapter's config is read: strictly, because a wrong number in it is a wrong result.
+
+A reader takes what JSON gives and where it stands, and returns the value or raises ConfigError. A bool is no number, a
+string is no list, and every number has a range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from enum import Enum
+from typing import Final, TypeVar
+
+from wiseft_core.errors import ConfigError, Unsupported, WiseftError
+from wiseft_core.naming.patterns import compile_pattern
+
+T = TypeVar("T")
+MAX_RANK: Final = 65_536
+MAX_LORA_ALPHA: Final = 1e9
+MAX_TOKEN: Final = 2**31
+MAX_STATES: Final = 200_000
+EMBEDDING: Final = "embed_tokens"
+
+
+def plain(value: object) -> object:
+    """`value` as JSON would have it: enums by value, sets sorted, tuples as lists."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, AbstractSet):
+        return sorted(value, key=repr)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def is_unset(value: object) -> bool:
+    """Whether a field has the value of an option that is not used."""
+    return value is None or (isinstance(value, bool | int | float | str | list | Mapping) and not value)
+
+
+def wrong(where: str, expected: str, got: object) -> ConfigError:
+    """The refusal of a value, with its type."""
+    hint = "correct it in the adapter's config"
+    return ConfigError(where, expected=expected, got=f"{got!r} ({type(got).__name__})", hint=hint)
+
+
+def _flag(value: object, where: str) -> bool:
+    """True or false, nothing like them."""
+    if not isinstance(value, bool):
+        raise wrong(where, "true or false", value)
+    return value
+
+
+def string(value: object, where: str) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise wrong(where, "a string", value)
+    return value
+
+
+def _whole(value: object, where: str, least: int, most: int) -> int:
+    """A whole number in range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise wrong(where, f"a whole number from {least} to {most}", value)
+    return value
+
+
+def _lora_alpha(value: object, where: str) -> float:
+    """LoRA's alpha: finite, of any sign."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_LORA_ALPHA:
+        raise wrong(where, f"a finite number, at most {MAX_LORA_ALPHA:g} in size", value)
+    return float(value)
+
+
+def _bias(value: object, where: str) -> str:
+    """Which biases were trained."""
+    if value not in ("none", "all", "lora_only"):
+        raise wrong(where, "none, all or lora_only", value)
+    return str(value)
+
+
+def _rank(value: object, where: str) -> int:
+    """A rank."""
+    return _whole(value, where, 1, MAX_RANK)
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    """A list of module names."""
+    if not isinstance(value, list):
+        raise wrong(where, "a list of module names", value)
+    return tuple(string(name, where) for name in value)
+
+
+def _mapping(value: object, where: str) -> dict[str, object]:
+    """An object with string keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise wrong(where, "an object whose keys are strings", value)
+    return dict(value)
+
+
+def _patterns(value: object, where: str, reader: Callable[[object, str], T]) -> dict[str, T]:
+    """A mapping of patterns, each of them compiled once so that a bad one is found here."""
+    read = {pattern: reader(said, f"{where}[{pattern!r}]") for pattern, said in _mapping(value, where).items()}
+    states = 0
+    for pattern in read:
+        try:
+            states += len(compile_pattern(pattern).states)
+        except WiseftError as problem:
+            problem.where = f"{where}: {problem.where}"
+            raise
+        if states > MAX_STATES:
+            hint = "list the modules by their names instead"
+            raise Unsupported(where, expected=f"patterns of at most {MAX_STATES} states", got="more", hint=hint)
+    return read
+
+
+def _rank_pattern(value: object, where: str) -> dict[str, int]:
+    """Ranks by pattern."""
+    return _patterns(value, where, _rank)
+
+
+def _alpha_pattern(value: object, where: str) -> dict[str, float]:
+    """LoRA's alphas by pattern."""
+    return _patterns(value, where, _lora_alpha)
+
+
+def _tokens(value: object, where: str) -> tuple[int, ...]:
+    """The rows of one embedding, in the order of their trained values."""
+    if not isinstance(value, list | tuple):
+        raise wrong(where, "a list of token indices", value)
+    tokens = tuple(_whole(token, where, 0, MAX_TOKEN) for token in value)
+    if len(set(tokens)) < len(tokens):
+        raise wrong(where, "token indices that are all different", value)
+    return tokens
+
+
+def _token_indices(value: object, where: str) -> dict[str, tuple[int, ...]]:
+    """Rows by module; a list alone means the input embedding, as in PEFT."""
+    by_module = {EMBEDDING: value} if isinstance(value, list) else _mapping(value, where)
+    return {module: _tokens(rows, f"{where}[{module!r}]") for module, rows in by_module.items()}
+
+
+def tokens_by_module(given: Mapping[str, object], where: str) -> dict[str, object]:
+    """The rows that TRAINABLE_TOKENS spreads over two fields, in LoRA's form."""
+    targets = given.get("target_modules") or EMBEDDING
+    modules = _names([targets] if isinstance(targets, str) else targets, f"{where}: target_modules")
+    return dict.fromkeys(modules, given.get("token_indices"))
+
+
+RENAMED: Final = {"base_model_name_or_path": "base_model"}
+READERS: Final[Mapping[str, dict[str, Callable[[object, str], object]]]] = {
+    "any": {"task_type": string, "base_model_name_or_path": string, "peft_version": string},
+    "LORA": {
+        "lora_alpha": _lora_alpha,
+        "r": _rank,
+        "use_rslora": _flag,
+        "use_dora": _flag,
+        "lora_bias": _flag,
+        "bias": _bias,
+        "rank_pattern": _rank_pattern,
+        "alpha_pattern": _alpha_pattern,
+        "modules_to_save": _names,
+        "fan_in_fan_out": _flag,
+        "trainable_token_indices": _token_indices,
+        "ensure_weight_tying": _flag,
+    },
+    "TRAINABLE_TOKENS": {"trainable_token_indices": _token_indices},
+}
+"""How each field that changes numbers is read, by method."""

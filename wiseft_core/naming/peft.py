@@ -1,0 +1,191 @@
+"""How PEFT spells the tensors of an adapter, as saved and in a live model.
+
+Naming room. Both spellings mean the same tensor:
+
+    saved   base_model.model.X.lora_A.weight            (`base_model.model.` may be missing)
+    live    base_model.model.X.lora_A.default.weight    (the adapter's name in it)
+
+A live model also shows its own tensors, under the names of PEFT's wrappers (`X.base_layer.weight`), and copies that
+were never trained. Every key parses: a tuner that is not known here gives a "value" of a module that no base has
+(`X.hada_w1_a`, `X.lora_C.weight`), which is refused later as unclaimed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from wiseft_core.errors import AmbiguousName, BindingError, WiseftError, listed
+
+PREFIX: Final = "base_model.model."
+COMPILED: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+IGNORED: Final = "ignored"
+
+
+class PeftKey(NamedTuple):
+    """What an adapter key says.
+
+    Attributes:
+        module: Path of the module in the base model. Of factors below a `base_layer` (PEFT nests them for
+            `target_parameters` and attention), and below more than one, it keeps that component: such a path fits no
+            base module, because the key does not say which parameter is meant.
+        parameter: The parameter of the module that it changes.
+        role: "A", "B", "embedding_A", "embedding_B", "magnitude", "bias" (the bias of B), "rows", "value" (a whole
+            tensor) or "ignored" (a copy that was not trained).
+        adapter: The adapter's name, where the key carries one.
+        wrapped: For "value", that it was below `base_layer`; for "rows", that it was below `token_adapter`.
+    """
+
+    module: str
+    parameter: str
+    role: str
+    adapter: str | None
+    wrapped: bool = False
+
+
+class Suffix(NamedTuple):
+    """The end of a key that makes it a factor: `stem`, then the adapter's name if live, then `leaf`."""
+
+    stem: str
+    leaf: str
+    role: str
+    parameter: str = "weight"
+
+
+SUFFIXES: Final = (
+    Suffix("lora_A", "weight", "A"),
+    Suffix("lora_B", "weight", "B"),
+    Suffix("lora_B", "bias", "bias", "bias"),
+    Suffix("lora_embedding_A", "", "embedding_A"),
+    Suffix("lora_embedding_B", "", "embedding_B"),
+    Suffix("lora_magnitude_vector", "", "magnitude"),
+    Suffix("lora_magnitude_vector", "weight", "magnitude"),
+    Suffix("trainable_tokens_delta", "", "rows"),
+    Suffix("trainable_tokens_original", "", IGNORED),
+)
+
+
+def parse_key(key: str) -> PeftKey:
+    """The meaning of one key: as saved, with or without `base_model.model.`, or of a live model."""
+    parts = [part for part in key.split(".") if part not in COMPILED] or [key]
+    if ".".join(parts).startswith(PREFIX):
+        parts = parts[2:]
+    return _factor(parts) or _value(parts)
+
+
+def parse_keys(keys: Iterable[str], adapter: str | None = None) -> Mapping[str, PeftKey]:
+    """The meaning of all keys of one adapter, by key, in their order.
+
+    Args:
+        keys: The keys of an adapter file, of `get_peft_model_state_dict`, or of a live model's `state_dict`.
+        adapter: Which adapter is meant, where the keys name several; the others are then "ignored". Keys that name
+            none belong to every choice.
+
+    Raises:
+        AmbiguousName: The keys name several adapters and none is chosen, or two keys mean the same tensor.
+        BindingError: The keys name adapters, and the chosen one is not among them.
+    """
+    parsed = {key: parse_key(key) for key in keys}
+    names = {p.adapter for p in parsed.values() if p.adapter is not None}
+    if adapter is None and len(names) > 1:
+        raise AmbiguousName(
+            "adapter keys name several adapters",
+            expected="one adapter",
+            got=listed(names, most=10),
+            hint="say which one is meant by its name",
+        )
+    if adapter is not None and names and adapter not in names:
+        raise BindingError(
+            f"adapter {adapter!r}",
+            expected=f"one of {listed(names, most=10)}",
+            got="no key with that name",
+            hint="check the spelling of the adapter's name",
+        )
+    parsed = {k: p if adapter is None or p.adapter in (None, adapter) else _ignore(p) for k, p in parsed.items()}
+    plain = {(p.module, p.parameter) for k, p in parsed.items() if p.role == "value" and not _is_copy(k, p)}
+    parsed = {k: _ignore(p) if _is_copy(k, p) and p[:2] in plain else p for k, p in parsed.items()}
+    WiseftError.raise_all(list(_clashes(parsed)))
+    return parsed
+
+
+def format_key(parsed: PeftKey) -> str:
+    """The key as PEFT would save it: `parse_key` of it gives `parsed` again, without the adapter's name.
+
+    Raises:
+        BindingError: The key is of a copy that PEFT does not save.
+    """
+    if parsed.role == "value":
+        tail = ["base_layer", parsed.parameter] if parsed.wrapped else [parsed.parameter]
+    else:
+        tails = {s.role: [s.stem, s.leaf] for s in reversed(SUFFIXES) if s.role != IGNORED}
+        if parsed.role not in tails:
+            raise BindingError(
+                f"a key of {parsed.module}.{parsed.parameter}",
+                expected=f"a role out of {listed(tails, most=10)}, value",
+                got=f"role {parsed.role!r}",
+                hint="leave out what was not trained: PEFT saves no such key",
+            )
+        tail = ["token_adapter", *tails[parsed.role]] if parsed.wrapped else tails[parsed.role]
+    return PREFIX + ".".join(part for part in [parsed.module, *tail] if part)
+
+
+def _factor(parts: list[str]) -> PeftKey | None:
+    """What a key says that ends as a factor does; None for others."""
+    for named in (False, True):
+        for suffix in SUFFIXES:
+            leaf = [suffix.leaf] if suffix.leaf else []
+            at = len(parts) - 1 - named - len(leaf)
+            if at < 0 or parts[at] != suffix.stem or parts[len(parts) - len(leaf) :] != leaf:
+                continue
+            module = parts[:at]
+            wrapped = suffix.stem.startswith("trainable_tokens") and module[-1:] == ["token_adapter"]
+            module = module[:-1] if wrapped else module
+            adapter = parts[at + 1] if named else None
+            return PeftKey(".".join(module), suffix.parameter, suffix.role, adapter, wrapped)
+    return None
+
+
+def _value(parts: list[str]) -> PeftKey:
+    """What any other key says: a whole tensor, or a copy of one."""
+    *path, parameter = parts
+    role, adapter = "value", None
+    if "original_module" in path:
+        role = IGNORED
+        path.remove("original_module")
+    if "modules_to_save" in path:
+        at = path.index("modules_to_save")
+        adapter = path[at + 1] if at + 1 < len(path) else None
+        path[at : at + (1 if adapter is None else 2)] = []
+    if parameter == "num_batches_tracked":  # a counter of training steps, not a weight
+        role = IGNORED
+    path = [part for part in path if part != "token_adapter"]
+    wrapped = path.count("base_layer") == 1
+    if wrapped:
+        path.remove("base_layer")
+    return PeftKey(".".join(path), parameter, role, adapter, wrapped)
+
+
+def _is_copy(key: str, parsed: PeftKey) -> bool:
+    """Whether `key` may be a second copy: PEFT saves bias="all" below `modules_to_save`, and at `X.bias` too."""
+    return parsed.role == "value" and "modules_to_save" in key.split(".")
+
+
+def _ignore(parsed: PeftKey) -> PeftKey:
+    return parsed._replace(role=IGNORED)
+
+
+def _clashes(parsed: Mapping[str, PeftKey]) -> Iterator[WiseftError]:
+    """An error for each tensor that more than one key means."""
+    keys: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for key, said in parsed.items():
+        if said.role != IGNORED:
+            keys[said.module, said.parameter, said.role].append(key)
+    for (module, parameter, role), same in keys.items():
+        if len(same) > 1:
+            yield AmbiguousName(
+                f"{role} of {module}.{parameter}",
+                expected="one adapter key for it",
+                got=listed(same),
+                hint="keep one of them: as saved and live names, or two wrappers, are mixed",
+            )

@@ -1,0 +1,66 @@
+"""One global prefix, added or stripped: the adapter was trained on another head class than the base was saved from.
+
+Naming room: strings only. A rule applies to the whole adapter or not at all; which rule holds is derived from the two
+sets of names, never from a list of known models, and a name that merely ends alike is a suggestion, never a match.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """How a name in the adapter becomes a name in the base: `add` goes in front, `strip` comes off the front."""
+
+    add: str = ""
+    strip: str = ""
+
+    def __call__(self, name: str) -> str:
+        """The base's name for `name`."""
+        return self.add + name.removeprefix(self.strip)
+
+    def __str__(self) -> str:
+        return f"+{self.add}" if self.add else f"-{self.strip}" if self.strip else "exact"
+
+
+EXACT = Rule()
+
+
+def rules(required: Collection[str], base: Collection[str]) -> tuple[Rule, ...]:
+    """The rules under which every required name is a name of the base: (EXACT,) alone where that holds."""
+    if all(name in base for name in required):
+        return (EXACT,)
+    found = {Rule(add=first) for first in _first_components(base)}
+    found |= {Rule(strip=first) for first in _first_components(required)}
+    return tuple(sorted(rule for rule in found if all(rule(name) in base for name in required)))
+
+
+def nearest_rule(required: Collection[str], base: Collection[str]) -> Rule:
+    """The rule that places the most names, to report what is missing under it."""
+    found = [EXACT, *(Rule(add=first) for first in sorted(_first_components(base)))]
+    found += [Rule(strip=first) for first in sorted(_first_components(required))]
+    return max(found, key=lambda rule: sum(rule(name) in base for name in required))
+
+
+def suggestions(name: str, base: Iterable[str], *, most: int = 3) -> list[str]:
+    """Names of the base that look most like `name`: longest common dotted suffix first, then spelling."""
+    parts = name.split(".")[::-1]
+
+    def common(other: str) -> int:
+        count = 0
+        for mine, theirs in zip(parts, reversed(other.split(".")), strict=False):
+            if mine != theirs:
+                break
+            count += 1
+        return count
+
+    scored = sorted(((common(other), other) for other in base), key=lambda pair: (-pair[0], pair[1]))
+    best = [other for score, other in scored[:most] if score > 1]
+    return best or difflib.get_close_matches(name, [other for _, other in scored[:10_000]], n=most, cutoff=0.6)
+
+
+def _first_components(names: Collection[str]) -> set[str]:
+    """The first component of every dotted name, with its dot."""
+    return {name[: name.index(".") + 1] for name in names if "." in name}
