@@ -1,0 +1,26 @@
+"""What an adapter means: one paper per file, pure tensor maths.
+
+The files here know matrices and factors, and nothing of names, files, dtypes or layouts. `FAMILIES` is a plain dict
+that every verb takes as an argument: pass `FAMILIES | {"mine": ...}` to add a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from wiseft_core.families._family import Change, Factors, Family
+from wiseft_core.families.dora import DORA
+from wiseft_core.families.full import FULL
+from wiseft_core.families.lora import LORA
+from wiseft_core.families.tokens import TOKENS
+
+__all__ = ["FAMILIES", "Change", "Factors", "Family"]
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    "full": FULL,
+    "lora": LORA,
+    "dora": DORA,
+    "tokens": TOKENS,
+}
+"""Every family that the package knows, by name."""

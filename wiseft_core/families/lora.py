@@ -1,0 +1,59 @@
+"""LoRA: a low-rank difference added to a weight.
+
+    W_tuned = W + s·B·A        s = lora_alpha / rank, or lora_alpha / √rank for rsLoRA
+
+The difference does not depend on W, so W(alpha) = W + (alpha·s)·B·A, with one product and one rounding. Convolutions
+and embeddings are the same product on the weight seen as a matrix. `lora_bias` adds s·b to the module's bias.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wiseft_core.families._family import Change, Factors, Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def add(weight: Tensor, factors: Factors, c: float) -> Tensor:
+    """The weight moved by c times the low-rank difference.
+
+        W + c·B·A
+
+    Shapes:
+        weight (out, in); A (rank, in); B (out, rank). Returns (out, in).
+    Args:
+        weight: A tile of the weight; its memory is used for the result.
+        factors: Roles "A" and "B".
+        c: alpha·s, one float64 product.
+    Exactness: error at most 2^-48·(rank + 4)·(|W| + |c|·sum |B||A|) before the caller's one rounding, in float64.
+    Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; scale of rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+    """
+    from wiseft_core.numerics import addmm  # torch comes with arithmetic, not with a plan
+
+    return addmm(weight, factors["B"], factors["A"], c)
+
+
+def add_bias(weight: Tensor, factors: Factors, c: float) -> Tensor:
+    """The bias moved by c times the bias that was trained with B (`lora_bias=True`).
+
+        b + c·bias
+
+    Shapes:
+        weight (out, 1), the base's bias as a column; bias (out). Returns (out, 1).
+    Exactness: two float64 roundings before the caller's one.
+    Source: PEFT 0.21 `LoraConfig.lora_bias`: B(A(x)) has the bias, so it is scaled like the product.
+    """
+    return weight.add_(factors["bias"].unsqueeze(1), alpha=c)
+
+
+LORA = Family(
+    name="lora",
+    parameters={
+        "weight": Change(factors={"A": "rank in", "B": "out rank"}, add=add),
+        "bias": Change(factors={"bias": "out"}, add=add_bias),
+    },
+    needs_scale=True,
+    source="Hu et al. 2021, LoRA, arXiv:2106.09685, eq. 3; Kalajdzievski 2023, rsLoRA, arXiv:2312.03732",
+)

@@ -1,0 +1,358 @@
+"""Precision and rounding: the only file that says dtype, device or rounding.
+
+Ground floor: torch, numpy, `errors` and `types`. It holds what every room needs to compute exactly: how a stored
+tensor is widened, how a product, a norm and a mixture are formed so that their bits depend on their operands alone, and
+how a result is rounded, once. It knows no names, no files and no adapter methods.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wiseft_core.errors import ConfigError, DtypeMismatch, NotFinite, show
+from wiseft_core.types import FLOATS
+
+TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64, "F32": torch.float32,
+    "U32": torch.uint32, "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16,
+    "I16": torch.int16, "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "F4": torch.float4_e2m1fn_x2,
+}  # fmt: skip
+"""torch's dtype for safetensors' name; F6 has none, and one element of F4's holds two numbers."""
+
+LARGEST: Final[Mapping[torch.dtype, float]] = {
+    TORCH_DTYPES[name]: torch.finfo(TORCH_DTYPES[name]).max for name in FLOATS
+}
+"""The largest finite number of each dtype in `FLOATS`."""
+
+_NAMES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_SPELLINGS: Final[Mapping[str, str]] = {
+    "double": "F64", "float64": "F64", "fp64": "F64", "float": "F32", "float32": "F32", "fp32": "F32",
+    "bfloat16": "BF16", "half": "F16", "float16": "F16", "fp16": "F16", "float8_e4m3fn": "F8_E4M3",
+    "float8_e4m3": "F8_E4M3", "f8_e4m3fn": "F8_E4M3", "fp8_e4m3": "F8_E4M3", "fp8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "fp8_e5m2": "F8_E5M2", **{name.lower(): name for name in FLOATS},
+}  # fmt: skip
+_BITS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ML_DTYPES: Final = {  # numpy knows these only by name, and torch's from_numpy not at all
+    "bfloat16": (np.uint16, torch.bfloat16),
+    "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
+    "float8_e5m2": (np.uint8, torch.float8_e5m2),
+}
+_POLICIES: Final = ("error", "saturate")
+_BLOCK = 1024
+_CHUNK = 128
+_FEW = 16
+_HALF = -(2**15)
+_TIE_E4M3 = 464.0  # halfway from the largest, 448, which is even, to where the next number would be
+_LOW_38 = 2**38 - 1
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a torch dtype.
+
+    Raises:
+        DtypeMismatch: safetensors cannot store it.
+    """
+    if dtype in _NAMES:
+        return _NAMES[dtype]
+    hint = "convert the tensor to a dtype that safetensors can store"
+    raise DtypeMismatch("a dtype cannot be stored", expected=", ".join(TORCH_DTYPES), got=str(dtype), hint=hint)
+
+
+def parse_dtype(text: str | torch.dtype | None) -> str | None:
+    """safetensors' name for a float dtype as a user spells it: "bf16", "half", "float32", torch.bfloat16; None stays.
+
+    Raises:
+        ConfigError: Not a dtype that interpolation reads and writes.
+    """
+    if text is None:
+        return None
+    spelled = str(text).strip().lower().removeprefix("torch.").replace("-", "_")
+    if spelled in _SPELLINGS:
+        return _SPELLINGS[spelled]
+    expected = f"one of {', '.join(FLOATS)}, or a usual spelling such as bf16, fp16, float32"
+    hint = "leave the dtype out to keep each tensor's own"
+    raise ConfigError(f"{show(text)} is not a dtype to compute with", expected=expected, got=str(text), hint=hint)
+
+
+def as_tensor(value: object, name: str) -> Tensor:
+    """A torch tensor or numpy array as a plain, dense tensor without grad.
+
+    A tensor keeps its storage. An array shares its memory where torch can (writable, native byte order, no negative
+    stride) and is copied elsewhere. The bfloat16, float8_e4m3fn and float8_e5m2 of `ml_dtypes` are understood.
+
+    Raises:
+        DtypeMismatch: Neither of the two, or a meta, sparse, nested or quantised tensor, or a dtype without numbers.
+    """
+    if isinstance(value, Tensor):
+        dense = value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_nested)
+        if dense:
+            return value.detach().resolve_conj().resolve_neg()
+        kind = "a meta tensor" if value.is_meta else "a quantised tensor" if value.is_quantized else "a sparse tensor"
+        raise _not_a_tensor(name, f"{kind} ({value.layout}, {value.dtype})")
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise _not_a_tensor(name, f"{type(value).__module__}.{type(value).__qualname__}")
+    array, dtype = value, None
+    if value.dtype.name in _ML_DTYPES:
+        carrier, dtype = _ML_DTYPES[value.dtype.name]
+        array = value.view(carrier)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = array.copy()
+    try:
+        tensor = torch.from_numpy(array)
+    except TypeError:
+        raise _not_a_tensor(name, f"a numpy array of {value.dtype}") from None
+    return tensor if dtype is None else tensor.view(dtype)
+
+
+def _not_a_tensor(name: str, got: str) -> DtypeMismatch:
+    """The one refusal of `as_tensor`."""
+    hint = "pass a materialised, dense, unquantised tensor for this name"
+    expected = "a dense torch tensor with data, or a numpy array of numbers"
+    return DtypeMismatch(f"{show(name)} cannot be computed with", expected=expected, got=got, hint=hint)
+
+
+def widen(stored: Tensor, compute: torch.dtype) -> Tensor:
+    """An owned, contiguous copy of `stored` in the compute dtype, float64 or float32.
+
+    Exactness: exact, but for float64 into float32, which rounds once.
+    """
+    return stored.to(compute, copy=True, memory_format=torch.contiguous_format)
+
+
+def is_all_finite(values: Tensor) -> bool:
+    """Whether no element is inf or NaN, for every float dtype."""
+    return not _may_be_odd(values) or bool(_measurable(values).isfinite().all())
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread flushes subnormal numbers to zero, which makes correct rounding impossible.
+
+    It is computed, not asked: the mode is the processor's, and other libraries set it too.
+    """
+    least, half = sys.float_info.min, 0.5
+    return (least * half) * 2.0 != least
+
+
+def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest number of `dtype` to each of `values`, ties to even, by one rounding.
+
+    torch rounds float64 to the narrow dtypes by way of float32, that is, twice; this does not. Subnormals, signed zeros
+    and NaN are right. Beyond the largest finite number the result is inf, as IEEE 754 has it; F8_E4M3 has no inf, and
+    gets its largest number, with the sign. `finish` is where overflow is judged.
+
+    Args:
+        values: float64 or float32, any shape and strides, without grad; not modified, returned as it is if of `dtype`.
+        dtype: One of `FLOATS`.
+    """
+    if dtype in (values.dtype, torch.float32, torch.float64):
+        return values.to(dtype)
+    if values.dtype == torch.float64:
+        if dtype == torch.bfloat16 and values.is_cpu:
+            return _round_bf16(values)
+        values = _round_to_odd(values)
+    if dtype == torch.float8_e4m3fn:  # torch's own answer to overflow has changed between releases
+        values = values.float().clamp(-LARGEST[dtype], LARGEST[dtype])
+    return values.to(dtype)
+
+
+def _round_to_odd(values: Tensor) -> Tensor:
+    """float64 cut to 15 significant bits, the last one sticky: never a number of a target dtype, nor a midpoint.
+
+    So the casts through float32 that follow cannot be misled. Boldo & Melquiond 2008, "Emulation of FMA and correctly
+    rounded sums: proved algorithms using rounding to odd"; 38 bits suit all four narrow dtypes.
+    """
+    bits = values.view(torch.int64)
+    odd = bits & _LOW_38
+    odd += _LOW_38
+    odd |= bits
+    odd &= ~_LOW_38
+    return odd.view(torch.float64)
+
+
+def _round_bf16(values: Tensor) -> Tensor:
+    """float64 to bfloat16 through float32, repaired where the float32 lies on a midpoint and the float64 beside it.
+
+    A midpoint's low half word is 0x8000, the least int16. Random values have one in 65536, so those are repaired one by
+    one; where there are many, all are rounded again. numpy, because its small calls are cheap and its argmin is fast.
+    """
+    flat = values.reshape(-1)
+    single = flat.float()
+    rounded = single.bfloat16()
+    exact, through, bits = flat.numpy(), single.numpy(), rounded.view(torch.int16).numpy()
+    halves = through.view(np.int16)
+    at = 0
+    for _ in range(_FEW):
+        if at == len(halves):
+            return rounded.view(values.shape)
+        at += int(halves[at:].argmin())
+        if halves[at] != _HALF:
+            return rounded.view(values.shape)
+        element = at // 2
+        distance = abs(float(exact[element])) - abs(float(through[element]))
+        if at % 2 == 0 and distance != 0 and not math.isnan(distance):
+            bits[element] = halves[at + 1] + (distance > 0)
+        at += 1
+    return _round_to_odd(values).bfloat16()
+
+
+def finish(values: Tensor, stored: Tensor, dtype: torch.dtype, *, overflow: str, name: str) -> Tensor:
+    """Round a computed tile once, and settle what is not a plain number.
+
+    Where the base is inf or NaN it passes through, with its own bits if the dtypes are equal. Where it is -0.0 and the
+    value is zero, it stays -0.0. So an element that nothing was added to keeps its bits.
+
+    Args:
+        values: What was computed, float64 or float32; owned by this call.
+        stored: The base's tile that it was computed from, any of `FLOATS`, same shape; not modified.
+        dtype: The dtype to store.
+        overflow: For a finite value beyond the dtype: "error", or "saturate" to store the largest number.
+        name: The tensor's name, for errors.
+    Raises:
+        NotFinite: A value does not fit and `overflow` is "error", or it is inf or NaN where the base is not.
+        ConfigError: `overflow` is another word.
+    """
+    if overflow not in _POLICIES:
+        hint = "choose error to stop at a value that does not fit, saturate to store the largest that does"
+        raise ConfigError("overflow is not a policy", expected=" or ".join(_POLICIES), got=overflow, hint=hint)
+    rounded = round_once(values, dtype)
+    if not (_may_be_odd(rounded) or _may_be_odd(stored) or _has_negative_zero(stored)):
+        return rounded
+    return _settle(values, stored, dtype, overflow=overflow, name=name)
+
+
+def _settle(values: Tensor, stored: Tensor, dtype: torch.dtype, *, overflow: str, name: str) -> Tensor:
+    """`finish`, element by element: what it does where the tile holds anything but plain numbers."""
+    base = _measurable(stored)
+    passed = ~base.isfinite()
+    value = torch.where(passed, base.to(values.dtype), values)
+    value = torch.where((base == 0) & base.signbit() & (value == 0), -0.0, value)
+    where = f"{show(name)}: a computed value is not finite where the base is"
+    expected = "finite values in the adapter, and results within the range of the compute dtype"
+    hint = "look for inf or NaN in the adapter's tensors of this module"
+    _refuse(~value.isfinite() & ~passed, value, where, expected=expected, hint=hint)
+    if dtype == torch.float8_e4m3fn:
+        lost = (value.abs() > _TIE_E4M3) & ~value.isnan()
+    else:
+        lost = _measurable(round_once(value, dtype)).isinf() & ~passed
+    if overflow == "error":
+        where = f"{show(name)}: a result does not fit {dtype_name(dtype)}"
+        hint = 'choose a wider output dtype, or overflow="saturate" to store the largest finite number instead'
+        _refuse(lost, value, where, expected=f"magnitudes up to {LARGEST[dtype]:.9g}", hint=hint)
+    elif lost.any():
+        value = torch.where(lost, torch.full_like(value, LARGEST[dtype]).copysign(value), value)
+    rounded = round_once(value, dtype)
+    if dtype != stored.dtype:
+        return rounded
+    bits = _BITS[dtype.itemsize]
+    return torch.where(passed, stored.view(bits), rounded.view(bits)).view(dtype)
+
+
+def _measurable(values: Tensor) -> Tensor:
+    """The same numbers in a dtype for which torch has every question: float8 has hardly any."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _may_be_odd(values: Tensor) -> bool:
+    """Whether an inf, a NaN or the largest float8 may be among `values`: one fast pass, right when it says no.
+
+    A sum is not finite if one term is not; it may overflow without, which costs time and nothing else.
+    """
+    if values.dtype.itemsize > 1:
+        return not math.isfinite(values.sum().item())
+    if values.numel() == 0:
+        return False
+    most = 0x7B if values.dtype == torch.float8_e5m2 else 0x7D
+    if values.view(torch.int8).amax().item() > most:
+        return True
+    return values.view(torch.uint8).amax().item() > (0x80 | most)
+
+
+def _has_negative_zero(values: Tensor) -> bool:
+    """Whether -0.0 is among `values`: its bits are the least integer."""
+    bits = values.view(_BITS[values.dtype.itemsize])
+    return values.numel() > 0 and bits.amin().item() == torch.iinfo(bits.dtype).min
+
+
+def _refuse(bad: Tensor, values: Tensor, where: str, *, expected: str, hint: str) -> None:
+    """Raise if any element is `bad`, with their number and the largest of them."""
+    if bad.any():
+        worst = values[bad].abs().max().item()
+        got = f"{int(bad.sum())} of {bad.numel()} elements of a tile, the largest magnitude is {worst:.9g}"
+        raise NotFinite(where, expected=expected, got=got, hint=hint)
+
+
+def addmm(weight: Tensor, left: Tensor, right: Tensor, c: float) -> Tensor:
+    """weight + c · (left @ right), in place.
+
+    The product is summed alone, in chunks of 128 along `rank`, then scaled, then added. So an element's bits depend on
+    neither threads, nor the rows and columns beside it, nor strides; and with 16-bit factors the product is exact.
+
+    Shapes:
+        weight (out, in), any strides; left (out, rank); right (rank, in). All of one dtype, float64 or float32.
+    """
+    (out, rank), width = left.shape, right.shape[1]
+    if rank == 0:
+        return weight
+    # BLAS gives the edges of a matrix to kernels that thread count and shape choose: let the edges be padding.
+    right = _pad(right, 0, -width % 16)
+    if left.dtype == torch.float32:
+        left = _pad(left, -out % 8, 0)
+    product = left.new_empty(len(left), right.shape[1])
+    for start in range(0, rank, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        product.addmm_(left[:, part].contiguous(), right[part].contiguous(), beta=int(start > 0))
+    return weight.add_(product[:out, :width].mul_(c))
+
+
+def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """`matrix` with so many more rows and columns of zeros."""
+    return torch.nn.functional.pad(matrix, (0, columns, 0, rows)) if rows or columns else matrix
+
+
+def square_sum(weight: Tensor) -> Tensor:
+    """Sum of squares of each row: blocks of 1024 columns, then the blocks from left to right.
+
+    Shapes:
+        weight (rows, cols), float64 or float32, any strides; not modified. Returns (rows,), of weight's dtype.
+    Exactness: summed in float64; the bits depend on the row alone, not on threads, strides or the rows beside it.
+    """
+    rows, columns = weight.shape
+    if weight.numel() == 0:
+        return weight.new_zeros(rows)
+    wide = weight if weight.device.type == "mps" else weight.double()
+    blocks = _pad(wide.contiguous(), 0, -columns % _BLOCK).view(rows, -1, _BLOCK)
+    # Twice as fast as squares and their sum; the root and its square cost one unit in the last place.
+    norms: Tensor = torch.linalg.vector_norm(blocks, dim=2)
+    return norms.square_().cumsum(1)[:, -1].to(weight.dtype)
+
+
+def mix(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
+    """base + alpha · (tuned - base), exact at both ends; for alpha in [0, 1] monotone, and never outside of the two.
+
+    No clamp is needed below 1: the difference is off by at most a factor 1 + 2⁻⁵³, the largest alpha below 1 undoes
+    that, and rounding is monotone. Where the difference of two huge values overflows, (1 - alpha) · base + alpha ·
+    tuned takes over, as in C++'s std::lerp (P0811); it is monotone for opposite signs.
+
+    Shapes:
+        base and tuned alike, float64 or float32, owned: both may be overwritten. `alpha` is rounded to their dtype.
+    """
+    if base.dtype == torch.float32:
+        alpha = float(np.float32(alpha))
+    if alpha in (0, 1):
+        return tuned if alpha else base
+    difference = tuned - base
+    if math.isfinite(difference.sum().item()):
+        return base.add_(difference.mul_(alpha))
+    apart = tuned.mul_(alpha).add_(base * (1 - alpha))
+    return torch.where(difference.isinf(), apart, base.add_(difference * alpha))

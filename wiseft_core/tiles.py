@@ -1,0 +1,233 @@
+"""The arithmetic of one tile: cut the factors, apply the families, mix, round once.
+
+Joint floor, between the rooms: it knows layouts, families and numerics, and no names or files. A tile is a contiguous
+run of a stored tensor's elements, some whole rows or a part of one very long row. The grid is a function of the shape
+alone, every tile is computed by the same calls on the same sizes wherever it is needed, and so the bits of a result do
+not depend on who asks for it, in what pieces, or on how many threads there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from wiseft_core import numerics
+from wiseft_core.errors import NotFinite
+from wiseft_core.families import Change
+from wiseft_core.layouts import Layout, matrix_shape
+
+TILE: Final = 1 << 16
+"""Elements of a tile: at eight bytes each, half of a core's usual cache."""
+
+
+class Tile(NamedTuple):
+    """Elements [start, stop) of a stored tensor: rows [top, bottom), columns [left, right).
+
+    `entry` is the position in the list of touched rows, where only listed rows are touched.
+    """
+
+    start: int
+    stop: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    entry: int = 0
+
+
+def grid(shape: tuple[int, ...], rows: Sequence[int] | None = None) -> Iterator[Tile]:
+    """The tiles of a stored tensor in order, or of its listed `rows` only, one row at a time."""
+    height, width = matrix_shape(shape)
+    if height * width == 0:
+        return
+    if rows is not None:
+        for entry, row in enumerate(rows):
+            for tile in grid((1, width)):
+                offset = row * width
+                yield Tile(offset + tile.start, offset + tile.stop, row, row + 1, tile.left, tile.right, entry)
+    elif width > TILE:
+        for row in range(height):
+            for left in range(0, width, TILE):
+                right = min(left + TILE, width)
+                yield Tile(row * width + left, row * width + right, row, row + 1, left, right)
+    else:
+        step = TILE // width
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            yield Tile(top * width, bottom * width, top, bottom, 0, width)
+
+
+class Read(Protocol):
+    """Gives elements [start, stop) of one flattened tensor, in its stored dtype."""
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) as a tensor of one axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change to a tensor: the family's functions, where it lands, and its factors.
+
+    Attributes:
+        change: What the family does to this parameter.
+        layout: How the stored tensor is a matrix (out, in).
+        scale: s of the family's formula; 1 where it has none.
+        factors: Factors by role as matrices with the axes of `change.factors`, in the compute dtype.
+        streams: Readers of the factors that have both axes; these are cut from the file, tile by tile.
+        total: What `change.measure` found over whole rows; None where a tile holds whole rows.
+    """
+
+    change: Change
+    layout: Layout
+    scale: float
+    factors: Mapping[str, Tensor]
+    streams: Mapping[str, Read]
+    total: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How numbers are treated: the dtypes of arithmetic and result, where it happens, and what overflow means."""
+
+    compute: torch.dtype
+    output: torch.dtype
+    overflow: str
+    device: torch.device
+
+
+def factor_matrix(stored: Tensor, axes: str, name: str, numbers: Numbers) -> Tensor:
+    """A whole factor with one axis per name in `axes`, widened; a value that is not finite is refused."""
+    if not numerics.is_all_finite(stored):
+        raise not_finite(name)
+    flat = stored.reshape(stored.shape[0], -1) if len(axes.split()) == 2 else stored.reshape(-1)
+    return numerics.widen(flat.to(numbers.device), numbers.compute)
+
+
+def not_finite(name: str) -> NotFinite:
+    """The refusal of an adapter tensor that holds NaN or infinity."""
+    return NotFinite(
+        f"{name} — the adapter holds a value that is not finite",
+        expected="finite values",
+        got="NaN or infinity",
+        hint="the training run diverged or the file is damaged: use another checkpoint of the adapter",
+    )
+
+
+def tile_value(tile: Tile, stored: Tensor, steps: Sequence[Step], alpha: float, numbers: Numbers, name: str) -> Tensor:
+    """The interpolated values of one tile, rounded once.
+
+        W + (alpha·s)·D for a single additive change, else W + alpha·(W_tuned - W); no steps: the base, in another dtype
+
+    Shapes:
+        stored (stop - start), in the base's dtype. Returns the same shape in the output dtype.
+    Raises:
+        NotFinite: See `numerics.finish`; also when a streamed factor holds a value that is not finite.
+    """
+    height, width = tile.bottom - tile.top, tile.right - tile.left
+    stored = stored.to(numbers.device)
+    try:
+        weight = numerics.widen(stored, numbers.compute).view(height, width)
+        if not steps:
+            value = weight
+        elif len(steps) == 1 and steps[0].change.add is not None:
+            value = _apply(steps[0], weight, tile, steps[0].scale * alpha)
+        elif alpha == 1:
+            value = _tuned(weight, tile, steps)
+        else:
+            value = numerics.mix(weight, _tuned(weight.clone(), tile, steps), alpha)
+        return numerics.finish(value.reshape(-1), stored, numbers.output, overflow=numbers.overflow, name=name)
+    except NotFinite as error:
+        if name not in error.where:
+            error.where = f"{name} — {error.where}"
+        raise
+
+
+def _tuned(weight: Tensor, tile: Tile, steps: Sequence[Step]) -> Tensor:
+    """The tuned values of a tile, every step applied to the result of the one before."""
+    for step in steps:
+        weight = _apply(step, weight, tile, step.scale)
+    return weight
+
+
+def _apply(step: Step, weight: Tensor, tile: Tile, scale: float) -> Tensor:
+    """One step on one tile, in the family's orientation and back again, contiguous."""
+    across = step.layout.rows == "in"
+    matrix = weight.T if across else weight
+    factors = _cut(step, tile, weight)
+    if step.change.add is not None:
+        result = step.change.add(matrix, factors, scale)
+    elif step.change.tuned is not None:
+        total = step.total
+        if total is not None:
+            total = total[tile.left : tile.right] if across else total[tile.top : tile.bottom]
+        result = step.change.tuned(matrix, factors, scale, total)
+    else:
+        raise TypeError("a family's change sets neither `add` nor `tuned`")
+    return (result.T if across else result).contiguous()
+
+
+def _cut(step: Step, tile: Tile, weight: Tensor) -> dict[str, Tensor]:
+    """The parts of the factors that belong to a tile."""
+    rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
+    across = step.layout.rows == "in"
+    cuts = {
+        "out": columns if across else rows,
+        "in": rows if across else columns,
+        "row": slice(tile.entry, tile.entry + 1),
+        "rank": slice(None),
+    }
+    parts = {
+        role: tensor[tuple(cuts[axis] for axis in step.change.factors[role].split())]
+        for role, tensor in step.factors.items()
+    }
+    for role, read in step.streams.items():
+        stored = read(tile.start, tile.stop).to(weight.device)
+        if not numerics.is_all_finite(stored):
+            raise not_finite(f"the trained tensor, elements {tile.start} to {tile.stop},")
+        value = numerics.widen(stored, weight.dtype).view(weight.shape)
+        parts[role] = value.T if across else value
+    return parts
+
+
+def needs_measure(step: Step, shape: tuple[int, ...]) -> bool:
+    """Whether a tile of this tensor holds only a part of the family's rows, so that a first pass must sum them."""
+    if step.change.measure is None:
+        return False
+    height, width = matrix_shape(shape)
+    return TILE // max(width, 1) < height if step.layout.rows == "in" else width > TILE
+
+
+def measured(shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers: Numbers) -> tuple[Step, ...]:
+    """The same steps, with the totals of those that need a pass over the tensor first.
+
+    The tiles are summed in order by one thread, so that the totals do not depend on how many there are.
+    """
+    done: list[Step] = []
+    for step in steps:
+        if needs_measure(step, shape) and math.prod(shape):
+            step = _measure(step, shape, done, read, numbers)
+        done.append(step)
+    return tuple(done)
+
+
+def _measure(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Step:
+    """One step with its total, measured on the tensor as the steps before it leave it."""
+    height, width = matrix_shape(shape)
+    across = step.layout.rows == "in"
+    total: Tensor | None = None
+    for tile in grid(shape):
+        stored = read(tile.start, tile.stop).to(numbers.device)
+        weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
+        weight = _tuned(weight, tile, before)
+        if step.change.measure is None:
+            raise TypeError("a step without `measure` needs no pass")
+        part = step.change.measure(weight.T if across else weight, _cut(step, tile, weight), step.scale)
+        if total is None:
+            total = torch.zeros(width if across else height, dtype=part.dtype, device=part.device)
+        total[slice(tile.left, tile.right) if across else slice(tile.top, tile.bottom)] += part
+    return Step(step.change, step.layout, step.scale, step.factors, step.streams, total)
