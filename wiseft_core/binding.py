@@ -1,0 +1,209 @@
+"""The joint: base specs, adapter specs and config become a plan, or an error that names everything that does not fit.
+
+Names and shapes only; no tensor is read and torch is not imported. Every adapter tensor is consumed exactly once, as a
+factor, as a new tensor, or by name as one that means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wiseft_core import guards
+from wiseft_core.config import AdapterConfig
+from wiseft_core.errors import UnusedPattern, WiseftError, listed
+from wiseft_core.families import FAMILIES, Family
+from wiseft_core.naming.peft import PeftKey, parse_keys
+from wiseft_core.orientation import Orientation
+from wiseft_core.sites import Placement, collect, place
+from wiseft_core.steps import Scene, StepSpec, steps_of, token_rows
+from wiseft_core.types import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A base tensor that tuning changes, and how.
+
+    Attributes:
+        name: Its name in the base.
+        spec: Its dtype and shape in the base.
+        steps: The changes, in the order in which they apply.
+        rows: The rows that are touched, ascending; None for all.
+        entries: For each of `rows`, its position along the `row` axis of the adapter's factors.
+    """
+
+    name: str
+    spec: TensorSpec
+    steps: tuple[StepSpec, ...]
+    rows: tuple[int, ...] | None = None
+    entries: tuple[int, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The binding as JSON sees it."""
+        rows = {} if self.rows is None else {"rows": list(self.rows)}
+        return {
+            "dtype": self.spec.dtype,
+            "shape": list(self.spec.shape),
+            "steps": [step.as_dict() for step in self.steps],
+            **rows,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What goes where, by which rule, and how many bytes: everything that is known before a weight is read.
+
+    Attributes:
+        outputs: Specs of the result, in the base's on-disk order, new tensors last.
+        bindings: The touched tensors by name, in the same order.
+        new: Tensors that the base does not have, carried as trained at every alpha: output name to adapter key.
+        same: Integer tensors that both sides must hold alike: base name to adapter key.
+        ignored: Adapter keys that mean nothing for the weights (counters, PEFT's own copies of the base).
+        homes: For each new tensor, the base tensor whose file it joins, where there is one.
+        rule: The prefix rule: "exact", "+model." or "-bert.".
+        notes: What a human should know.
+    """
+
+    outputs: Mapping[str, TensorSpec]
+    bindings: Mapping[str, Binding]
+    new: Mapping[str, str] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    homes: Mapping[str, str] = field(default_factory=dict)
+    rule: str = "exact"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload that the result has."""
+        return sum(spec.nbytes for spec in self.outputs.values())
+
+    def consumed(self) -> dict[str, str]:
+        """Each adapter key with the output tensor that it goes to; "" for a key that means nothing."""
+        keys = {key: name for name, key in (*self.new.items(), *self.same.items())}
+        for name, bound in self.bindings.items():
+            keys |= {key: name for step in bound.steps for key in step.factors.values()}
+        return keys | dict.fromkeys(self.ignored, "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON sees it (`wiseft plan --json`)."""
+        return {
+            "format": "wiseft-plan/1",
+            "rule": self.rule,
+            "tensors": len(self.outputs),
+            "bytes": self.nbytes,
+            "touched": {name: bound.as_dict() for name, bound in self.bindings.items()},
+            "new": dict(self.new),
+            "same": dict(self.same),
+            "ignored": list(self.ignored),
+            "notes": list(self.notes),
+        }
+
+
+def bind(
+    base: Mapping[str, TensorSpec],
+    adapter: Mapping[str, TensorSpec],
+    *,
+    config: AdapterConfig | None = None,
+    base_config: Mapping[str, object] | None = None,
+    shared: Sequence[frozenset[str]] = (),
+    complete: bool = False,
+    output_dtype: str | None = None,
+    families: Mapping[str, Family] = FAMILIES,
+) -> Plan:
+    """Find the base tensor of every adapter tensor, or say why not.
+
+    Args:
+        base: Specs of the base, in on-disk order.
+        adapter: Specs of the adapter, by its own keys.
+        config: The adapter's config; None for a full checkpoint, or where the adapter needs none.
+        base_config: The base's config.json: it settles square transposed weights and tied embeddings.
+        shared: Groups of base names that share memory.
+        complete: The adapter is a full checkpoint: it must cover the base.
+        output_dtype: Dtype of every float tensor of the result; None: each keeps its own.
+        families: The methods to know.
+    Raises:
+        BindingError, ShapeMismatch, ConfigError, Unsupported: Everything that does not fit, all of it at once.
+    """
+    parsed = parse_keys(adapter)
+    placed = place(collect(parsed), base, adapter, config=config, base_config=base_config, complete=complete)
+    touched = [name for name in (*placed.sites, *placed.new) if name not in placed.same]
+    if not complete:
+        guards.tied(touched, base, base_config, shared)
+    guards.quantized([name for name in touched if name in base], base, base_config)
+    orientation = Orientation.of(placed.sites, base, adapter, config, base_config)
+    bindings = _bind_sites(placed, base, Scene(adapter, config, orientation, _ranks(placed, adapter), families))
+    _check_patterns(config, parsed)
+    outputs = {name: _output(spec, output_dtype) for name, spec in base.items()}
+    outputs |= {name: _output(adapter[key], output_dtype) for name, key in placed.new.items()}
+    notes = []
+    if placed.new:
+        notes.append(f"not in the base, carried as trained at every alpha: {listed(placed.new, most=10)}")
+    return Plan(
+        outputs=outputs,
+        bindings={name: bindings[name] for name in base if name in bindings},
+        new=placed.new,
+        same=placed.same,
+        ignored=tuple(sorted(key for key, part in parsed.items() if part.role == "ignored")),
+        homes=_homes(placed.new, base),
+        rule=str(placed.rule),
+        notes=tuple(notes),
+    )
+
+
+def _bind_sites(placed: Placement, base: Mapping[str, TensorSpec], scene: Scene) -> dict[str, Binding]:
+    """Steps of every placed site; all problems are collected before any is raised."""
+    bindings: dict[str, Binding] = {}
+    problems: list[WiseftError] = []
+    for name, site in placed.sites.items():
+        if name in placed.same:
+            continue
+        try:
+            steps = steps_of(site, name, base[name], scene)
+            rows = token_rows(site, name, base[name], scene) if "rows" in site.factors else (None, ())
+            bindings[name] = Binding(name, base[name], steps, *rows)
+        except WiseftError as error:
+            problems.append(error)
+    WiseftError.raise_all(problems)
+    return bindings
+
+
+def _ranks(placed: Placement, adapter: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Rank of each module that has a factor A: a bias trained with B is scaled by its module's rank."""
+    keys = {site.module: site.factors["A"] for site in placed.sites.values() if "A" in site.factors}
+    return {module: adapter[key].shape[0] for module, key in keys.items() if adapter[key].shape}
+
+
+def _check_patterns(config: AdapterConfig | None, parsed: Mapping[str, PeftKey]) -> None:
+    """Refuse a rank or alpha pattern that matches no module of the adapter."""
+    if config is None:
+        return
+    modules = {part.module for part in parsed.values() if part.role not in ("value", "ignored")}
+    WiseftError.raise_all(
+        [
+            UnusedPattern(
+                f"adapter_config.json — the pattern {pattern!r} matches no module of the adapter",
+                expected="rank_pattern and alpha_pattern entries that each match a module with factors",
+                got=f"modules such as {listed(modules)}",
+                hint="the adapter's tensors and its config do not belong together, or the entry can be removed",
+            )
+            for pattern in config.unused_patterns(sorted(modules))
+        ]
+    )
+
+
+def _output(spec: TensorSpec, dtype: str | None) -> TensorSpec:
+    """The spec of a result: floats take the asked dtype, anything else stays as it is."""
+    return TensorSpec(dtype, spec.shape) if dtype is not None and spec.is_float else spec
+
+
+def _homes(new: Mapping[str, str], base: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """For each new tensor, the last base tensor of its own module, if the base has that module."""
+    homes = {}
+    for name in new:
+        module = name.rpartition(".")[0]
+        beside = [other for other in base if module and other.rpartition(".")[0] == module]
+        if beside:
+            homes[name] = beside[-1]
+    return homes

@@ -1,0 +1,250 @@
+"""The verb: base and adapter in, interpolated weights out.
+
+Verb floor. Everything that can be refused is refused here, at the call; tensors are computed when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from wiseft_core import numerics
+from wiseft_core.bound import Bound
+from wiseft_core.config import AdapterConfig
+from wiseft_core.errors import ConfigError, ShapeMismatch, UnclaimedKey, listed
+from wiseft_core.families import FAMILIES, Family
+from wiseft_core.layouts import LAYOUTS, fit
+from wiseft_core.planning import bind_sources
+from wiseft_core.schedules import check_alpha
+from wiseft_core.sources import Adapter, BaseLike, Memory, as_source, as_tuned
+from wiseft_core.statedict import StateDict
+from wiseft_core.tiles import Numbers, Step, factor_matrix, grid, measured, tile_value
+from wiseft_core.types import Alpha
+
+
+def interpolate(
+    base: BaseLike,
+    adapter: Adapter | BaseLike,
+    alpha: Alpha,
+    *,
+    config: AdapterConfig | Mapping[str, object] | None = None,
+    base_config: Mapping[str, object] | None = None,
+    extrapolate: bool = False,
+    overflow: str = "error",
+    compute_dtype: torch.dtype = torch.float64,
+    output_dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    families: Mapping[str, Family] = FAMILIES,
+) -> StateDict:
+    """WiSE-FT of a base with its adapter, or with a full fine-tuned checkpoint, tensor by tensor.
+
+        W(alpha) = (1 - alpha)·W_base + alpha·W_tuned
+
+    for every tensor that tuning changed: low-rank deltas, DoRA, trained heads, biases and token rows alike.
+
+    Shapes:
+        Every tensor keeps the base's shape. Dtypes F64, F32, BF16, F16, F8_E4M3 and F8_E5M2 are computed with; any
+        other is copied.
+    Args:
+        base: A mapping of names to tensors or numpy arrays (a live `state_dict()` too), a `Checkpoint`, or a path.
+        adapter: The same with PEFT's keys as saved or live, an `Adapter`, a path, or a full checkpoint.
+        alpha: A number; a mapping of names or glob patterns to numbers; or a function of the name. Finite, in [0, 1].
+        config: The adapter's config, where the adapter does not bring it: an `AdapterConfig`, the dict of
+            adapter_config.json, `peft_config.to_dict()`, or just {"lora_alpha": 16}.
+        base_config: The base's config.json as a dict. It settles square transposed weights and tied embeddings, and is
+            read by itself where the base is a folder.
+        extrapolate: Allow alpha outside [0, 1].
+        overflow: "error", or "saturate": a finite result beyond the dtype's largest number becomes that number.
+        compute_dtype: torch.float64 is exact; torch.float32 is faster and may be one unit off in the last place.
+        output_dtype: Dtype of every float tensor of the result; None: each keeps its own.
+        device: Where touched tensors are computed and returned; None: where the base is.
+        families: The methods to know.
+    Returns:
+        A lazy, read-only mapping in the base's on-disk order.
+    Raises:
+        ConfigNeeded, ConfigError, BadAlpha, UnusedPattern: A value that cannot be meant, or that is missing.
+        UnclaimedKey, MissingFactor, AmbiguousName, ShapeMismatch, DtypeMismatch: Adapter and base do not fit.
+        Unsupported: Recognised and refused by name: tied embeddings, quantised bases, unknown methods, ...
+        CheckpointError, Fault: A file is missing, malformed or cannot be read.
+        NotFinite: The adapter holds NaN or infinity.
+    Exactness: |out - exact| <= 0.5 ulp + 2^-48·(rank + 4)·(|W| + |c|·sum |B||A|) for low-rank deltas; alpha = 0 gives
+        the base's bytes, alpha = 1 the tuned weight rounded once.
+    Source: Wortsman et al. 2022, arXiv:2109.01903.
+    Example:
+        >>> base = {"proj.weight": torch.zeros(2, 3)}
+        >>> adapter = {"proj.lora_A.weight": torch.ones(1, 3), "proj.lora_B.weight": torch.ones(2, 1)}
+        >>> interpolate(base, adapter, 0.5, config={"lora_alpha": 4})["proj.weight"]
+        tensor([[2., 2., 2.],
+                [2., 2., 2.]])
+    """
+    source = as_source(base)
+    tuned = as_tuned(adapter, config, source.specs)
+    dtype = numerics.parse_dtype(output_dtype)
+    plan = bind_sources(source, tuned, base_config=base_config, output_dtype=dtype, families=families)
+    place = None if device is None else torch.device(device)
+    check_numbers(compute_dtype, overflow)
+    bound = Bound(source, tuned.source, plan, families, _compute(compute_dtype, place), overflow, place)
+    view = StateDict(bound, alpha, extrapolate=extrapolate)
+    bound.check_values(factors=not tuned.complete)
+    return view
+
+
+def sweep(
+    base: BaseLike,
+    adapter: Adapter | BaseLike,
+    alphas: Iterable[Alpha],
+    *,
+    config: AdapterConfig | Mapping[str, object] | None = None,
+    base_config: Mapping[str, object] | None = None,
+    extrapolate: bool = False,
+    overflow: str = "error",
+    compute_dtype: torch.dtype = torch.float64,
+    output_dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    families: Mapping[str, Family] = FAMILIES,
+) -> list[StateDict]:
+    """Interpolate at several alphas with one binding: a list of lazy views, in the order of `alphas`.
+
+        [interpolate(base, adapter, alpha, ...) for alpha in alphas]
+
+    Shapes, arguments and errors are those of `interpolate`; base and adapter are opened, bound and checked once.
+
+    Raises:
+        WiseftError: See `interpolate`.
+    """
+    views: list[StateDict] = []
+    for alpha in alphas:
+        if views:
+            views.append(views[0].at(alpha))
+            continue
+        views.append(
+            interpolate(
+                base,
+                adapter,
+                alpha,
+                config=config,
+                base_config=base_config,
+                extrapolate=extrapolate,
+                overflow=overflow,
+                compute_dtype=compute_dtype,
+                output_dtype=output_dtype,
+                device=device,
+                families=families,
+            )
+        )
+    return views
+
+
+def interpolate_tensor(
+    weight: Tensor,
+    factors: Mapping[str, Tensor],
+    alpha: float,
+    *,
+    family: str = "lora",
+    scale: float = 1.0,
+    layout: str = "linear",
+    parameter: str = "weight",
+    extrapolate: bool = False,
+    overflow: str = "error",
+    compute_dtype: torch.dtype = torch.float64,
+    output_dtype: torch.dtype | str | None = None,
+    families: Mapping[str, Family] = FAMILIES,
+) -> Tensor:
+    """The maths alone: one weight, its factors, one alpha.
+
+        W(alpha) = (1 - alpha)·W + alpha·W_tuned(W, factors, scale)
+
+    Shapes:
+        weight as the layout stores it: (out, in) for "linear", (in, out) for "transposed", (vocabulary, dimension) for
+        "embedding", (out, in, *kernel) for "convolution", any for "whole". Factors as PEFT stores them for that layout,
+        by role: "A" and "B" for lora, with "magnitude" for dora, "value" for full. Returns the weight's shape.
+    Args:
+        weight: The base weight, of a float dtype.
+        factors: The family's factors by role.
+        alpha: The coefficient, finite and in [0, 1].
+        family: A key of `families`.
+        scale: s of the family's formula: lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
+        layout: How the weight is stored.
+        parameter: Which of the family's parameters this is.
+        extrapolate: Allow alpha outside [0, 1].
+        overflow: "error" or "saturate".
+        compute_dtype: torch.float64, or torch.float32 for speed.
+        output_dtype: Dtype of the result; None: that of the weight.
+        families: The methods to know.
+    Raises:
+        UnclaimedKey, ShapeMismatch, ConfigError, BadAlpha, NotFinite: What does not fit.
+    Exactness: That of `interpolate`; the same bits as there.
+    Source: Wortsman et al. 2022, arXiv:2109.01903, and the family's own.
+    """
+    coefficient = check_alpha(alpha, "alpha", extrapolate=extrapolate)
+    check_numbers(compute_dtype, overflow)
+    change = families[family].parameters.get(parameter) or families[family].parameters["*"]
+    if change.factors.keys() != factors.keys():
+        raise UnclaimedKey(
+            f"factors of {family}",
+            expected=listed(change.factors, most=9),
+            got=listed(factors, most=9) or "none",
+            hint="name the factors by role, as in the family's docstring",
+        )
+    tensors = {role: numerics.as_tensor(factor, role) for role, factor in factors.items()}
+    base, place = numerics.as_tensor(weight, "weight"), LAYOUTS[layout]
+    shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
+    if fit(place, change.factors, shapes, tuple(base.shape)) is None:
+        raise ShapeMismatch(
+            f"factors of {family} for a {layout} weight {list(base.shape)}",
+            expected=", ".join(f"{role} ({axes})" for role, axes in change.factors.items()),
+            got=", ".join(f"{role} {list(shape)}" for role, shape in shapes.items()),
+            hint="see the shapes in the family's docstring; is this the right layout?",
+        )
+    output = base.dtype if output_dtype is None else numerics.TORCH_DTYPES[numerics.parse_dtype(output_dtype) or ""]
+    numbers = Numbers(compute_dtype, output, overflow, base.device)
+    with torch.no_grad():
+        memory = Memory({"weight": base, **{f"factor {role}": tensor for role, tensor in tensors.items()}})
+        whole = {role: axes for role, axes in change.factors.items() if axes != "out in"}
+        step = Step(
+            change,
+            place,
+            scale,
+            {role: factor_matrix(tensors[role], axes, role, numbers) for role, axes in whole.items()},
+            {role: partial(memory.read, f"factor {role}") for role in change.factors.keys() - whole.keys()},
+        )
+        read, shape = partial(memory.read, "weight"), tuple(base.shape)
+        steps = measured(shape, (step,), read, numbers)
+        result = torch.empty(shape, dtype=output, device=base.device)
+        for tile in grid(shape):
+            stored = read(tile.start, tile.stop)
+            result.view(-1)[tile.start : tile.stop] = tile_value(tile, stored, steps, coefficient, numbers, "weight")
+    return result
+
+
+def check_numbers(compute_dtype: torch.dtype, overflow: str) -> None:
+    """Refuse a dtype or policy that cannot be meant, and a thread that flushes subnormal numbers to zero."""
+    if compute_dtype not in (torch.float64, torch.float32):
+        raise ConfigError(
+            "compute_dtype",
+            expected="torch.float64 or torch.float32",
+            got=f"{compute_dtype}",
+            hint="leave it out for exact results",
+        )
+    if overflow not in ("error", "saturate"):
+        raise ConfigError(
+            "overflow",
+            expected='"error" or "saturate"',
+            got=f"{overflow!r}",
+            hint="leave it out to be told of overflow",
+        )
+    if numerics.flushes_denormals():
+        raise ConfigError(
+            "torch.set_flush_denormal(True) is on in this thread",
+            expected="subnormal numbers that are kept: results are promised to the last bit",
+            got="subnormal numbers that are flushed to zero",
+            hint="call torch.set_flush_denormal(False) before",
+        )
+
+
+def _compute(asked: torch.dtype, device: torch.device | None) -> torch.dtype:
+    """The compute dtype that the device has: MPS knows no float64."""
+    return torch.float32 if device is not None and device.type == "mps" else asked

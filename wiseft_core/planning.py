@@ -1,0 +1,58 @@
+"""The verb that reads headers only: what would be done, and why not.
+
+Verb floor; torch is not imported for paths and checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wiseft_core.binding import Plan, bind
+from wiseft_core.config import AdapterConfig
+from wiseft_core.families import FAMILIES, Family
+from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
+from wiseft_core.store.checkpoint import Checkpoint
+
+
+def plan(
+    base: BaseLike,
+    adapter: Adapter | BaseLike,
+    *,
+    config: AdapterConfig | Mapping[str, object] | None = None,
+    base_config: Mapping[str, object] | None = None,
+    output_dtype: str | None = None,
+    families: Mapping[str, Family] = FAMILIES,
+) -> Plan:
+    """What goes where, by which rule, and how many bytes: from headers and configs alone.
+
+    Args:
+        base, adapter, config, base_config, families: As for `interpolate`.
+        output_dtype: Dtype of every float tensor of the result, in safetensors' names; None: each keeps its own.
+    Raises:
+        WiseftError: Everything that `interpolate` refuses before it reads a value.
+    """
+    source = as_source(base)
+    tuned = as_tuned(adapter, config, source.specs)
+    return bind_sources(source, tuned, base_config=base_config, output_dtype=output_dtype, families=families)
+
+
+def bind_sources(
+    source: Source,
+    tuned: Tuned,
+    *,
+    base_config: Mapping[str, object] | None,
+    output_dtype: str | None,
+    families: Mapping[str, Family],
+) -> Plan:
+    """`bind` for opened sources: the base's own config.json is used where none is given."""
+    read = source.config if isinstance(source, Checkpoint) else None
+    return bind(
+        source.specs,
+        tuned.source.specs,
+        config=tuned.config,
+        base_config=base_config if base_config is not None else read,
+        shared=source.shared() if isinstance(source, Memory) else (),
+        complete=tuned.complete,
+        output_dtype=output_dtype,
+        families=families,
+    )

@@ -1,0 +1,189 @@
+"""Where tensors come from, seen in one way: specs first, then any run of elements.
+
+Joint floor. A checkpoint on disk is read by descriptor, a mapping in memory by view; the verbs do not care which.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from wiseft_core.config import AdapterConfig
+from wiseft_core.errors import CheckpointError, DtypeMismatch, Unsupported, listed
+from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
+from wiseft_core.store.strict_json import read_json
+from wiseft_core.types import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BaseLike = Mapping[str, "Tensor"] | str | os.PathLike[str]
+"""What can be given as a base: a mapping of names to tensors, a `Checkpoint`, or a path."""
+
+
+class Source(Protocol):
+    """Tensors by name, known by their specs before any is read."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape of every tensor, in on-disk or given order."""
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The whole tensor, without copying where that is possible."""
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the flattened tensor, as one axis, not to be written to."""
+
+
+class Memory:
+    """Tensors or arrays in memory, as a source. Nothing is copied that can be shared, and nothing is kept open."""
+
+    def __init__(self, tensors: Mapping[str, object]) -> None:
+        from wiseft_core import numerics  # torch comes with tensors, not with a plan
+
+        self.tensors: dict[str, Tensor] = {}
+        for name, value in tensors.items():
+            if not isinstance(name, str):
+                raise DtypeMismatch(
+                    f"{name!r} — a key of a state dict is not a string",
+                    expected="tensor names",
+                    got=type(name).__name__,
+                    hint="pass a state dict: a mapping of names to tensors",
+                )
+            self.tensors[name] = numerics.as_tensor(value, name)
+        self.specs = {
+            name: TensorSpec(numerics.dtype_name(tensor.dtype), tuple(tensor.shape))
+            for name, tensor in self.tensors.items()
+        }
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self.tensors[name]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the flattened tensor: a view where it is contiguous."""
+        return self.tensors[name].reshape(-1)[start:stop]
+
+    def shared(self) -> tuple[frozenset[str], ...]:
+        """Groups of names that are the same memory, as tied parameters in a live state dict are."""
+        groups: dict[tuple[object, ...], list[str]] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.numel():
+                place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+                groups.setdefault(place, []).append(name)
+        return tuple(frozenset(names) for names in groups.values() if len(names) > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter: its tensors by key, and its config where there is one.
+
+    Attributes:
+        tensors: Factors and trained tensors by the keys that the training library gave them. None of them is written
+            to. From `open_adapter` this is a `Checkpoint`.
+        config: The adapter's config, or None for one whose file carries all that is needed.
+        path: The folder it was read from, or None.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: AdapterConfig | None = None
+    path: str | None = None
+
+
+def as_source(tensors: BaseLike) -> Source:
+    """A path opened, a checkpoint as it is, any other mapping as memory."""
+    if isinstance(tensors, Checkpoint):
+        return tensors
+    if isinstance(tensors, str | os.PathLike):
+        return open_checkpoint(tensors)
+    if isinstance(tensors, Mapping):
+        return Memory(tensors)
+    raise DtypeMismatch(
+        f"{type(tensors).__name__} — not something to read tensors from",
+        expected="a mapping of names to tensors, a Checkpoint, or a path",
+        got=type(tensors).__name__,
+        hint="for a live model pass model.state_dict()",
+    )
+
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def open_adapter(path: str | os.PathLike[str], *, name: str | None = None) -> Adapter:
+    """Open an adapter that PEFT saved: `adapter_config.json` with `adapter_model.safetensors`.
+
+    Args:
+        path: The folder, or the safetensors file inside it.
+        name: A named adapter, saved in the sub-folder of that name.
+    Raises:
+        CheckpointError: Something is missing or malformed, or the folder holds several adapters and none is named.
+        Unsupported: The weights are pickled, or the config asks for what is not supported.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.name == WEIGHTS_FILE else folder
+    if name is not None:
+        folder = folder / name
+    if not (folder / CONFIG_FILE).exists():
+        inside = sorted(entry.parent.name for entry in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
+        raise CheckpointError(
+            f"{folder} — no {CONFIG_FILE} here",
+            expected="a folder that PEFT's save_pretrained wrote",
+            got=f"adapters in sub-folders: {listed(inside, most=9)}" if inside else "no such file",
+            hint="name one of them" if inside else "check the path",
+        )
+    if not (folder / WEIGHTS_FILE).exists() and (folder / "adapter_model.bin").exists():
+        raise Unsupported(
+            f"{folder / 'adapter_model.bin'} — a pickle, which can run code when it is loaded",
+            expected=WEIGHTS_FILE,
+            got="adapter_model.bin",
+            hint="load the adapter with PEFT and save it again: PeftModel.save_pretrained writes safetensors",
+        )
+    raw = read_json(folder / CONFIG_FILE)
+    if not isinstance(raw, Mapping):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} — not a JSON object",
+            expected="the fields of a PEFT config",
+            got=type(raw).__name__,
+            hint="use the file that PEFT saved with the adapter",
+        )
+    config = AdapterConfig.from_mapping(raw, str(folder / CONFIG_FILE))
+    return Adapter(open_checkpoint(folder / WEIGHTS_FILE), config, str(folder))
+
+
+class Tuned(NamedTuple):
+    """What tuning left: its tensors, its config, whether it is a full checkpoint, and the folder it came from."""
+
+    source: Source
+    config: AdapterConfig | None
+    complete: bool
+    path: str | None = None
+
+
+def as_tuned(
+    adapter: Adapter | BaseLike, config: AdapterConfig | Mapping[str, object] | None, base: Mapping[str, TensorSpec]
+) -> Tuned:
+    """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's."""
+    given = AdapterConfig.from_mapping(config) if isinstance(config, Mapping) else config
+    if isinstance(adapter, str | os.PathLike):
+        folder = Path(adapter)
+        if not folder.is_dir() or (folder / CONFIG_FILE).exists() or not _holds_model(folder):
+            adapter = (
+                open_adapter(adapter) if folder.is_dir() or folder.name == WEIGHTS_FILE else open_checkpoint(adapter)
+            )
+        else:
+            adapter = open_checkpoint(adapter)
+    if isinstance(adapter, Checkpoint):
+        return Tuned(adapter, given, given is None, str(adapter.path))
+    if isinstance(adapter, Adapter):
+        return Tuned(as_source(adapter.tensors), given or adapter.config, False, adapter.path)
+    source = as_source(adapter)
+    return Tuned(source, given, given is None and base.keys() <= source.specs.keys())
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a folder holds weights of a model rather than of an adapter."""
+    return any(entry.name != WEIGHTS_FILE for entry in folder.glob("*.safetensors*"))

@@ -1,0 +1,185 @@
+"""The result of a verb: a read-only, lazy mapping from names to tensors.
+
+Joint floor. Nothing is computed before a tensor is asked for, and nothing that was computed is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wiseft_core import numerics
+from wiseft_core.binding import Plan
+from wiseft_core.bound import Bound
+from wiseft_core.errors import ConfigError
+from wiseft_core.schedules import resolve
+from wiseft_core.store.checkpoint import Checkpoint
+from wiseft_core.types import Alpha, TensorSpec
+
+
+class StateDict(Mapping[str, Tensor]):
+    """Interpolated weights by name, in the base's on-disk order, new tensors last.
+
+    An untouched name is the base's own storage, memory-mapped if the base was opened from a path; a touched one is
+    computed at each access, without grad, and not kept. Safe to use from many threads at once.
+
+    Attributes:
+        plan: What goes where, with `notes` that a human should know.
+        alpha: The coefficient as it was given.
+        alphas: The coefficient of each touched name.
+        touched: The names that tuning changes, in order.
+    """
+
+    def __init__(self, bound: Bound, alpha: Alpha, *, extrapolate: bool = False) -> None:
+        self._bound, self._extrapolate = bound, extrapolate
+        self.alpha = alpha
+        self.alphas: Mapping[str, float] = resolve(alpha, list(bound.plan.bindings), extrapolate=extrapolate)
+
+    @property
+    def bound(self) -> Bound:
+        """Base, adapter and plan, for the verbs that stream."""
+        return self._bound
+
+    @property
+    def plan(self) -> Plan:
+        """What goes where, by which rule."""
+        return self._bound.plan
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The names that tuning changes, in order."""
+        return tuple(self.plan.bindings)
+
+    def at(self, alpha: Alpha) -> StateDict:
+        """The same binding at another alpha: nothing is read, bound or checked again.
+
+        Raises:
+            BadAlpha, UnusedPattern: As for `interpolate`.
+        """
+        return StateDict(self._bound, alpha, extrapolate=self._extrapolate)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor called `name`; see `get_tensor`."""
+        return self.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan.outputs)
+
+    def __len__(self) -> int:
+        return len(self.plan.outputs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.plan.outputs
+
+    def __repr__(self) -> str:
+        return f"<StateDict of {len(self)} tensors, {len(self.plan.bindings)} touched, alpha {self.alpha!r}>"
+
+    def spec(self, name: str) -> TensorSpec:
+        """Dtype and shape of a tensor, without computing it."""
+        return self.plan.outputs[name]
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the base's header; empty for a base in memory."""
+        base = self._bound.base
+        return dict(base.metadata()) if isinstance(base, Checkpoint) else {}
+
+    def get_tensor(self, name: str, *, out: Tensor | None = None) -> Tensor:
+        """One tensor: computed if touched, else the base's own storage.
+
+            W_base + alpha·(W_tuned - W_base), rounded once
+
+        Args:
+            name: A name of the base, or of a new tensor.
+            out: Where to put the result instead: a contiguous tensor of the same shape and dtype.
+        Raises:
+            KeyError: No such name.
+            NotFinite: A result is not finite or does not fit its dtype, and only the values could tell.
+            ConfigError: `out` has another shape or dtype, or is not contiguous.
+        """
+        spec = self.plan.outputs[name]
+        alpha = self.alphas.get(name, 0.0)
+        if self._bound.is_copy(name, alpha):
+            source, key = self._bound.source(name)
+            tensor = source.get_tensor(key)
+            return tensor if out is None else out.copy_(tensor)
+        result = self._place(spec, name) if out is None else _checked(out, spec, name)
+        self._fill(name, alpha, result, 0, spec.numel)
+        return result
+
+    def get_slice(self, name: str) -> Slice:
+        """A part of one tensor by indexing, computing only the tiles that hold it."""
+        return Slice(self.plan.outputs[name], self._rows(name))
+
+    def _rows(self, name: str) -> Callable[[int, int], Tensor]:
+        """A function that gives stored rows [top, bottom) of a tensor."""
+        spec = self.plan.outputs[name]
+        width = spec.numel // spec.shape[0] if spec.shape and spec.shape[0] else 0
+
+        def rows(top: int, bottom: int) -> Tensor:
+            if self._bound.is_copy(name, self.alphas.get(name, 0.0)):
+                source, key = self._bound.source(name)
+                return source.get_tensor(key)[top:bottom]
+            part = self._place(TensorSpec(spec.dtype, (bottom - top, *spec.shape[1:])), name)
+            self._fill(name, self.alphas.get(name, 0.0), part, top * width, bottom * width)
+            return part
+
+        return rows
+
+    def _place(self, spec: TensorSpec, name: str) -> Tensor:
+        """An empty result on the device where this tensor is computed."""
+        device = self._bound.device_of(name)
+        return torch.empty(spec.shape, dtype=numerics.TORCH_DTYPES[spec.dtype], device=device)
+
+    def _fill(self, name: str, alpha: float, result: Tensor, start: int, stop: int) -> None:
+        """Put elements [start, stop) of a tensor into `result`, tile by tile."""
+        with torch.no_grad():
+            prepared, flat = self._bound.prepare(name, alpha), result.view(-1)
+            if prepared.rows is not None:
+                flat.copy_(prepared.read(start, stop))
+            for tile in prepared.tiles():
+                low, high = max(tile.start, start), min(tile.stop, stop)
+                if low < high:
+                    flat[low - start : high - start] = prepared.value(tile)[low - tile.start : high - tile.start]
+
+
+class Slice:
+    """A lazy part of a tensor, with the words of safetensors' slices."""
+
+    def __init__(self, spec: TensorSpec, rows: Callable[[int, int], Tensor]) -> None:
+        self._spec, self._rows = spec, rows
+
+    def get_shape(self) -> list[int]:
+        """The whole tensor's shape."""
+        return list(self._spec.shape)
+
+    def get_dtype(self) -> str:
+        """The tensor's dtype, in safetensors' names."""
+        return self._spec.dtype
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """What `tensor[index]` gives; with a slice or number in front, only those rows are computed."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if not self._spec.shape:
+            return self._rows(0, 1)[index]
+        height, first = self._spec.shape[0], parts[0] if parts else slice(None)
+        if isinstance(first, slice) and first.step in (None, 1):
+            top, bottom, _ = first.indices(height)
+            return self._rows(top, max(top, bottom))[(slice(None), *parts[1:])]
+        if isinstance(first, int) and not isinstance(first, bool) and -height <= first < height:
+            return self._rows(first % height, first % height + 1)[(0, *parts[1:])]
+        return self._rows(0, height)[index]
+
+
+def _checked(out: Tensor, spec: TensorSpec, name: str) -> Tensor:
+    """`out` if the result fits it."""
+    if tuple(out.shape) != spec.shape or numerics.TORCH_DTYPES[spec.dtype] != out.dtype or not out.is_contiguous():
+        raise ConfigError(
+            f"{name} — `out` does not fit",
+            expected=f"a contiguous tensor {spec}",
+            got=f"{out.dtype} {list(out.shape)}, contiguous: {out.is_contiguous()}",
+            hint="make it with torch.empty(shape, dtype=...)",
+        )
+    return out
