@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracles import FORMATS, round_exact, ulp
-from wiseft_core import numerics
+from wiseft_core import dtypes, numerics
 from wiseft_core.errors import ConfigError, DtypeMismatch, NotFinite
 from wiseft_core.types import BITS, FLOATS
 
@@ -97,8 +97,8 @@ def test_float64_is_rounded_once_on_every_hard_value(name):
     """Midpoints and their neighbours, powers of two, subnormals, thresholds, zeros, inf, NaN: as the oracle says."""
     values = hard_values(name)
     expected = expected_rounding(values, name)
-    got = numerics.round_once(torch.tensor(values, dtype=torch.float64), numerics.TORCH_DTYPES[name])
-    assert got.dtype == numerics.TORCH_DTYPES[name]
+    got = numerics.round_once(torch.tensor(values, dtype=torch.float64), dtypes.TORCH_DTYPES[name])
+    assert got.dtype == dtypes.TORCH_DTYPES[name]
     assert same(got, expected)
 
 
@@ -107,7 +107,7 @@ def test_float32_is_rounded_once_on_every_hard_value(name):
     """From float32 too, at values that are hard for the target and exact in float32."""
     values = torch.tensor(hard_values(name), dtype=torch.float64).float()
     expected = expected_rounding(values.tolist(), name)
-    assert same(numerics.round_once(values, numerics.TORCH_DTYPES[name]), expected)
+    assert same(numerics.round_once(values, dtypes.TORCH_DTYPES[name]), expected)
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -116,14 +116,14 @@ def test_every_pattern_of_upper_bits_rounds_once_from_float32(name):
     upper = torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16
     for lower in (0, 1, 0x1000, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
         values = (upper | lower).view(torch.float32)
-        dtype = numerics.TORCH_DTYPES[name]
+        dtype = dtypes.TORCH_DTYPES[name]
         assert same(numerics.round_once(values, dtype), numerics.round_once(values.double(), dtype))
 
 
 @pytest.mark.parametrize("name", NARROW)
 def test_every_number_of_a_dtype_survives(name):
     """Each finite bit pattern, widened and rounded back, is itself."""
-    dtype = numerics.TORCH_DTYPES[name]
+    dtype = dtypes.TORCH_DTYPES[name]
     count = 2 ** BITS[name]
     patterns = torch.arange(count, dtype=torch.int32).to(INTEGERS[dtype.itemsize]).view(dtype)
     finite = patterns[patterns.float().isfinite()]
@@ -135,7 +135,7 @@ def test_every_number_of_a_dtype_survives(name):
 def test_any_float64_is_rounded_once(values, name):
     """Any doubles at all, any dtype."""
     tensor = torch.tensor(values, dtype=torch.float64)
-    assert same(numerics.round_once(tensor, numerics.TORCH_DTYPES[name]), expected_rounding(values, name))
+    assert same(numerics.round_once(tensor, dtypes.TORCH_DTYPES[name]), expected_rounding(values, name))
 
 
 @pytest.mark.parametrize("ties", [0, 1, 5, 15, 16, 17, 4000])
@@ -154,7 +154,7 @@ def test_bf16_does_not_depend_on_how_many_ties_a_tile_has(ties):
 @pytest.mark.parametrize("compute", [torch.float64, torch.float32])
 def test_rounding_takes_any_shape_and_leaves_its_input(name, compute):
     """Empty, 0-d, transposed, strided and expanded input: same numbers as flat, input unchanged."""
-    dtype = numerics.TORCH_DTYPES[name]
+    dtype = dtypes.TORCH_DTYPES[name]
     whole = torch.linspace(-9, 9, 6 * 8, dtype=compute).view(6, 8)
     before = whole.clone()
     flat = numerics.round_once(whole.flatten(), dtype).float().view(6, 8)
@@ -176,7 +176,7 @@ def finish(values, stored, dtype=None, overflow="error"):
 @pytest.mark.parametrize("trouble", [False, True])
 def test_finish_rounds_plain_numbers_alike_on_both_paths(name, trouble):
     """A -0.0 elsewhere in the tile sends it down the slow path: the other elements keep the same bits."""
-    dtype = numerics.TORCH_DTYPES[name]
+    dtype = dtypes.TORCH_DTYPES[name]
     values = torch.linspace(-5, 5, 3000, dtype=torch.float64).view(3, 1000)
     stored = values.to(dtype)
     if trouble:
@@ -188,7 +188,7 @@ def test_finish_rounds_plain_numbers_alike_on_both_paths(name, trouble):
 @pytest.mark.parametrize("compute", [torch.float64, torch.float32])
 def test_an_untouched_element_keeps_its_bits(name, compute):
     """Every bit pattern of the narrow dtypes, and odd ones of the wide: NaN payloads, inf, both zeros, subnormals."""
-    dtype = numerics.TORCH_DTYPES[name]
+    dtype = dtypes.TORCH_DTYPES[name]
     if BITS[name] <= 16:
         stored = torch.arange(2 ** BITS[name], dtype=torch.int32).to(INTEGERS[dtype.itemsize]).view(dtype)
     else:
@@ -206,7 +206,7 @@ def test_an_untouched_element_keeps_its_bits(name, compute):
 @pytest.mark.parametrize("name", FLOATS)
 def test_a_base_that_is_not_finite_passes_through_whatever_was_computed(name):
     """Also where the computed value is finite, or NaN because inf met inf."""
-    dtype = numerics.TORCH_DTYPES[name]
+    dtype = dtypes.TORCH_DTYPES[name]
     odd = [math.nan] if name == "F8_E4M3" else [math.nan, math.inf, -math.inf]
     for value in (*odd, 1.0):
         stored = torch.tensor([*odd, 2.0]).to(dtype)
@@ -222,7 +222,7 @@ def test_a_base_that_is_not_finite_is_converted_to_another_dtype():
     stored = torch.tensor([math.inf, -math.inf, math.nan, 1.0], dtype=torch.bfloat16)
     values = stored.double()
     for name in ("F64", "F32", "F16", "F8_E5M2"):
-        assert same(finish(values, stored, numerics.TORCH_DTYPES[name]), stored)
+        assert same(finish(values, stored, dtypes.TORCH_DTYPES[name]), stored)
     with pytest.raises(NotFinite, match="does not fit F8_E4M3"):
         finish(values, stored, torch.float8_e4m3fn)
     got = finish(values, stored, torch.float8_e4m3fn, overflow="saturate")
@@ -232,7 +232,7 @@ def test_a_base_that_is_not_finite_is_converted_to_another_dtype():
 @pytest.mark.parametrize("name", FLOATS)
 def test_zero_keeps_the_sign_of_the_base_and_a_vanishing_value_its_own(name):
     """-0.0 plus nothing is -0.0; what rounds to zero has the sign of what it was."""
-    dtype = numerics.TORCH_DTYPES[name]
+    dtype = dtypes.TORCH_DTYPES[name]
     tiny = 0.0 if name == "F64" else float(ulp(0.0, name)) / 4
     stored = torch.tensor([-0.0, -0.0, 0.0, 0.0]).to(dtype)
     values = torch.tensor([0.0, -tiny, -tiny, 0.0], dtype=torch.float64)
@@ -247,7 +247,7 @@ def test_zero_keeps_the_sign_of_the_base_and_a_vanishing_value_its_own(name):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_overflow_is_an_error_or_saturates(name, sign):
     """From the first float64 that rounds beyond the largest number, and not before."""
-    dtype, largest = numerics.TORCH_DTYPES[name], FORMATS[name][2]
+    dtype, largest = dtypes.TORCH_DTYPES[name], FORMATS[name][2]
     threshold = float(largest + ulp(largest, name) / 2)
     first = math.nextafter(threshold, math.inf) if name == "F8_E4M3" else threshold
     last = math.nextafter(first, 0)
@@ -272,7 +272,7 @@ def test_overflow_is_an_error_or_saturates(name, sign):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_refused_under_both_policies(name, overflow, bad):
     """A broken adapter is never stored, not even as the largest number."""
-    stored = torch.ones(5).to(numerics.TORCH_DTYPES[name])
+    stored = torch.ones(5).to(dtypes.TORCH_DTYPES[name])
     values = torch.ones(5, dtype=torch.float64)
     values[2] = bad
     with pytest.raises(NotFinite, match=r"layers\.0\.weight.*not finite"):
@@ -288,7 +288,7 @@ def test_an_unknown_overflow_policy_is_refused():
 def test_finish_takes_an_empty_tile():
     """A tensor without elements is a tensor."""
     for name in FLOATS:
-        empty = torch.empty(0, 4).to(numerics.TORCH_DTYPES[name])
+        empty = torch.empty(0, 4).to(dtypes.TORCH_DTYPES[name])
         assert finish(empty.double(), empty).shape == (0, 4)
 
 
@@ -417,7 +417,7 @@ def test_flushing_of_subnormals_is_noticed():
 @pytest.mark.parametrize("name", FLOATS)
 def test_is_all_finite(name):
     """For every pattern that is not finite, and for tiles whose sum overflows."""
-    dtype = numerics.TORCH_DTYPES[name]
+    dtype = dtypes.TORCH_DTYPES[name]
     full = torch.full((300,), numerics.LARGEST[dtype], dtype=torch.float64).to(dtype)
     assert numerics.is_all_finite(full)
     assert numerics.is_all_finite(full[:0])
@@ -431,11 +431,11 @@ def test_is_all_finite(name):
 
 def test_dtypes_have_one_name_each():
     """There and back; what safetensors cannot store is refused."""
-    for name, dtype in numerics.TORCH_DTYPES.items():
-        assert numerics.dtype_name(dtype) == name
+    for name, dtype in dtypes.TORCH_DTYPES.items():
+        assert dtypes.dtype_name(dtype) == name
         assert name in BITS
     with pytest.raises(DtypeMismatch, match="complex128"):
-        numerics.dtype_name(torch.complex128)
+        dtypes.dtype_name(torch.complex128)
 
 
 @pytest.mark.parametrize(
@@ -446,21 +446,21 @@ def test_dtypes_have_one_name_each():
 )  # fmt: skip
 def test_dtypes_are_understood_as_users_spell_them(text, name):
     """The usual words and torch's own."""
-    assert numerics.parse_dtype(text) == name
+    assert dtypes.parse_dtype(text) == name
 
 
 @pytest.mark.parametrize("text", ["int8", "bf61", "", "f8", torch.int64, torch.complex64])
 def test_other_dtypes_are_refused(text):
     """With the list of those that work."""
     with pytest.raises(ConfigError) as caught:
-        numerics.parse_dtype(text)
+        dtypes.parse_dtype(text)
     assert "BF16" in caught.value.expected
 
 
 def test_a_torch_tensor_keeps_its_storage_and_loses_its_grad():
     """Parameters too."""
     parameter = torch.nn.Parameter(torch.ones(3))
-    got = numerics.as_tensor(parameter, "w")
+    got = dtypes.as_tensor(parameter, "w")
     assert type(got) is torch.Tensor
     assert not got.requires_grad
     assert got.data_ptr() == parameter.data_ptr()
@@ -470,18 +470,18 @@ def test_a_torch_tensor_keeps_its_storage_and_loses_its_grad():
 def test_numpy_arrays_are_taken_and_shared_where_they_can_be():
     """Writable native arrays share memory; read-only, big-endian and reversed ones are copied, without a warning."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    shared = numerics.as_tensor(array, "w")
+    shared = dtypes.as_tensor(array, "w")
     shared[0, 0] = 7
     assert array[0, 0] == 7
-    assert torch.equal(numerics.as_tensor(array.T, "w"), shared.t())
+    assert torch.equal(dtypes.as_tensor(array.T, "w"), shared.t())
     frozen = array.copy()
     frozen.flags.writeable = False
     for other in (frozen, array.astype(">f4"), array[::-1].copy()[::-1], np.asfortranarray(array)):
-        assert torch.equal(numerics.as_tensor(other, "w"), shared)
+        assert torch.equal(dtypes.as_tensor(other, "w"), shared)
     record = np.zeros(3, dtype=[("pad", "u1"), ("x", "<f4")])["x"]
-    assert numerics.as_tensor(record, "w").tolist() == [0, 0, 0]
-    assert numerics.as_tensor(np.array(2.0), "w").shape == ()
-    assert numerics.as_tensor(np.arange(3, dtype=">i8"), "w").tolist() == [0, 1, 2]
+    assert dtypes.as_tensor(record, "w").tolist() == [0, 0, 0]
+    assert dtypes.as_tensor(np.array(2.0), "w").shape == ()
+    assert dtypes.as_tensor(np.arange(3, dtype=">i8"), "w").tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
@@ -492,7 +492,7 @@ def test_ml_dtypes_arrays_are_understood(name, frozen):
         array = np.full(shape, -1.5).astype(getattr(ml_dtypes, name))
         array.flags.writeable = not frozen
         for variant in (array, array.T):
-            got = numerics.as_tensor(variant, "w")
+            got = dtypes.as_tensor(variant, "w")
             assert got.dtype == getattr(torch, name)
             assert got.shape == variant.shape
             assert got.double().eq(-1.5).all()
@@ -510,14 +510,14 @@ def test_ml_dtypes_arrays_are_understood(name, frozen):
 def test_anything_else_is_refused_by_name(value):
     """With the name of the tensor and of what came instead."""
     with pytest.raises(DtypeMismatch, match=r"layers\.3") as caught:
-        numerics.as_tensor(value, "layers.3")
+        dtypes.as_tensor(value, "layers.3")
     assert caught.value.got
 
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_widening_is_exact_and_owned(name):
     """A new contiguous tensor, also where nothing changes."""
-    stored = torch.linspace(-2, 2, 12).view(3, 4).to(numerics.TORCH_DTYPES[name])
+    stored = torch.linspace(-2, 2, 12).view(3, 4).to(dtypes.TORCH_DTYPES[name])
     for compute in (torch.float64, torch.float32):
         for source in (stored, stored.t()):
             wide = numerics.widen(source, compute)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wiseft_core import numerics
+from wiseft_core import dtypes, numerics
 from wiseft_core.binding import Binding, Plan
 from wiseft_core.errors import DtypeMismatch, WiseftError
 from wiseft_core.families import Family
@@ -54,6 +54,7 @@ class Bound:
     plan: Plan
     families: Mapping[str, Family]
     compute: torch.dtype
+    output_dtype: str | None
     overflow: str
     device: torch.device | None
 
@@ -86,7 +87,7 @@ class Bound:
         return Prepared(name, shape, read, measured(shape, steps, read, numbers), alpha, bound.rows, numbers)
 
     def _numbers(self, name: str) -> Numbers:
-        output = numerics.TORCH_DTYPES[self.plan.outputs[name].dtype]
+        output = dtypes.TORCH_DTYPES[self.plan.outputs[name].dtype]
         return Numbers(self.compute, output, self.overflow, self.device_of(name))
 
     def device_of(self, name: str) -> torch.device:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wiseft_core import numerics
+from wiseft_core import dtypes, numerics
 from wiseft_core.bound import Bound
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, ShapeMismatch, UnclaimedKey, listed
@@ -82,11 +82,11 @@ def interpolate(
     """
     source = as_source(base)
     tuned = as_tuned(adapter, config, source.specs)
-    dtype = numerics.parse_dtype(output_dtype)
+    dtype = dtypes.parse_dtype(output_dtype)
     plan = bind_sources(source, tuned, base_config=base_config, output_dtype=dtype, families=families)
     place = None if device is None else torch.device(device)
     check_numbers(compute_dtype, overflow)
-    bound = Bound(source, tuned.source, plan, families, _compute(compute_dtype, place), overflow, place)
+    bound = Bound(source, tuned.source, plan, families, _compute(compute_dtype, place), dtype, overflow, place)
     view = StateDict(bound, alpha, extrapolate=extrapolate)
     bound.check_values(factors=not tuned.complete)
     return view
@@ -189,8 +189,8 @@ def interpolate_tensor(
             got=listed(factors, most=9) or "none",
             hint="name the factors by role, as in the family's docstring",
         )
-    tensors = {role: numerics.as_tensor(factor, role) for role, factor in factors.items()}
-    base, place = numerics.as_tensor(weight, "weight"), LAYOUTS[layout]
+    tensors = {role: dtypes.as_tensor(factor, role) for role, factor in factors.items()}
+    base, place = dtypes.as_tensor(weight, "weight"), LAYOUTS[layout]
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
     if fit(place, change.factors, shapes, tuple(base.shape)) is None:
         raise ShapeMismatch(
@@ -199,7 +199,7 @@ def interpolate_tensor(
             got=", ".join(f"{role} {list(shape)}" for role, shape in shapes.items()),
             hint="see the shapes in the family's docstring; is this the right layout?",
         )
-    output = base.dtype if output_dtype is None else numerics.TORCH_DTYPES[numerics.parse_dtype(output_dtype) or ""]
+    output = base.dtype if output_dtype is None else dtypes.TORCH_DTYPES[dtypes.parse_dtype(output_dtype) or ""]
     numbers = Numbers(compute_dtype, output, overflow, base.device)
     with torch.no_grad():
         memory = Memory({"weight": base, **{f"factor {role}": tensor for role, tensor in tensors.items()}})

@@ -26,8 +26,12 @@ def plan(
     """What goes where, by which rule, and how many bytes: from headers and configs alone.
 
     Args:
-        base, adapter, config, base_config, families: As for `interpolate`.
+        base: As for `interpolate`.
+        adapter: As for `interpolate`.
+        config: As for `interpolate`.
+        base_config: As for `interpolate`.
         output_dtype: Dtype of every float tensor of the result, in safetensors' names; None: each keeps its own.
+        families: As for `interpolate`.
     Raises:
         WiseftError: Everything that `interpolate` refuses before it reads a value.
     """

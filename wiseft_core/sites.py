@@ -138,7 +138,7 @@ def _choose(
             f"{listed(targets)} — {len(found)} prefixes lead to different tensors of the base",
             expected="one prefix under which every adapter tensor has its base tensor",
             got=f"the rules {listed(found, most=5)}",
-            hint="the base holds several towers with these names: give the adapter its full names, or one tower as base",
+            hint="the base holds several towers with these names: give the adapter full names, or one tower as base",
         )
     rule = nearest_rule(targets, base)
     missing = [site for site in required if rule(site.target) not in base]

@@ -42,7 +42,7 @@ class Memory:
     """Tensors or arrays in memory, as a source. Nothing is copied that can be shared, and nothing is kept open."""
 
     def __init__(self, tensors: Mapping[str, object]) -> None:
-        from wiseft_core import numerics  # torch comes with tensors, not with a plan
+        from wiseft_core import dtypes  # torch comes with tensors, not with a plan
 
         self.tensors: dict[str, Tensor] = {}
         for name, value in tensors.items():
@@ -53,9 +53,9 @@ class Memory:
                     got=type(name).__name__,
                     hint="pass a state dict: a mapping of names to tensors",
                 )
-            self.tensors[name] = numerics.as_tensor(value, name)
+            self.tensors[name] = dtypes.as_tensor(value, name)
         self.specs = {
-            name: TensorSpec(numerics.dtype_name(tensor.dtype), tuple(tensor.shape))
+            name: TensorSpec(dtypes.dtype_name(tensor.dtype), tuple(tensor.shape))
             for name, tensor in self.tensors.items()
         }
 

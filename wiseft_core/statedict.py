@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wiseft_core import numerics
+from wiseft_core import dtypes
 from wiseft_core.binding import Plan
 from wiseft_core.bound import Bound
 from wiseft_core.errors import ConfigError
@@ -30,12 +30,14 @@ class StateDict(Mapping[str, Tensor]):
         plan: What goes where, with `notes` that a human should know.
         alpha: The coefficient as it was given.
         alphas: The coefficient of each touched name.
+        extrapolate: Whether alpha may lie outside [0, 1].
         touched: The names that tuning changes, in order.
     """
 
     def __init__(self, bound: Bound, alpha: Alpha, *, extrapolate: bool = False) -> None:
-        self._bound, self._extrapolate = bound, extrapolate
+        self._bound = bound
         self.alpha = alpha
+        self.extrapolate = extrapolate
         self.alphas: Mapping[str, float] = resolve(alpha, list(bound.plan.bindings), extrapolate=extrapolate)
 
     @property
@@ -59,7 +61,7 @@ class StateDict(Mapping[str, Tensor]):
         Raises:
             BadAlpha, UnusedPattern: As for `interpolate`.
         """
-        return StateDict(self._bound, alpha, extrapolate=self._extrapolate)
+        return StateDict(self._bound, alpha, extrapolate=self.extrapolate)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor called `name`; see `get_tensor`."""
@@ -131,7 +133,7 @@ class StateDict(Mapping[str, Tensor]):
     def _place(self, spec: TensorSpec, name: str) -> Tensor:
         """An empty result on the device where this tensor is computed."""
         device = self._bound.device_of(name)
-        return torch.empty(spec.shape, dtype=numerics.TORCH_DTYPES[spec.dtype], device=device)
+        return torch.empty(spec.shape, dtype=dtypes.TORCH_DTYPES[spec.dtype], device=device)
 
     def _fill(self, name: str, alpha: float, result: Tensor, start: int, stop: int) -> None:
         """Put elements [start, stop) of a tensor into `result`, tile by tile."""
@@ -175,7 +177,7 @@ class Slice:
 
 def _checked(out: Tensor, spec: TensorSpec, name: str) -> Tensor:
     """`out` if the result fits it."""
-    if tuple(out.shape) != spec.shape or numerics.TORCH_DTYPES[spec.dtype] != out.dtype or not out.is_contiguous():
+    if tuple(out.shape) != spec.shape or dtypes.TORCH_DTYPES[spec.dtype] != out.dtype or not out.is_contiguous():
         raise ConfigError(
             f"{name} — `out` does not fit",
             expected=f"a contiguous tensor {spec}",

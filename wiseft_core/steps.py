@@ -209,7 +209,7 @@ def _mismatch(
             f"{name} — a grouped convolution",
             expected="a convolution with groups = 1",
             got=f"weight {list(spec.shape)}, factors {got}",
-            hint="A sees all channels and B is grouped: no single weight equals that change, PEFT cannot merge it either",
+            hint="A sees all channels and B is grouped: no one weight equals that change, and PEFT cannot merge it",
         )
     if len(spec.shape) not in layout.ranks:
         wanted = f"a weight with {layout.ranks.start} to {layout.ranks.stop - 1} axes"

@@ -8,6 +8,7 @@ as `Fault` (exit 5), a path that is not there or not a regular file as `Checkpoi
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -71,6 +72,23 @@ class Files:
         """A descriptor on a new, empty file at `path`, with the mode that the umask leaves of 0666."""
         with faults("create it", path):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+    def lock(self, path: Path) -> int | None:
+        """A descriptor that holds the lock file at `path`, made if need be, or None where somebody else holds it.
+
+        The lock dies with the process, however it ends.
+        """
+        with faults("lock it", path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return descriptor
 
     def identity(self, descriptor: int) -> tuple[int, int, int, int, int]:
         """Device, inode, size, mtime and ctime in ns: they move when somebody changes or replaces the file."""
@@ -159,10 +177,45 @@ class Files:
         with faults("create the folder", path):
             os.mkdir(path, mode)
 
+    def make_folders(self, path: Path) -> None:
+        """Make a folder and those above it that are missing; the umask applies."""
+        with faults("create the folder", path):
+            os.makedirs(path, exist_ok=True)
+
+    def list_folder(self, path: Path) -> list[str]:
+        """The names in a folder, sorted."""
+        with faults("list the folder", path):
+            return sorted(os.listdir(path))
+
+    def status(self, path: Path, *, follow: bool = True) -> os.stat_result | None:
+        """What is at `path`; None where nothing is, a link to nothing or to itself included."""
+        with faults("look at it", path):
+            try:
+                return os.stat(path, follow_symlinks=follow)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    return None
+                raise
+
+    def resolve(self, path: Path) -> Path:
+        """The real path, every link followed; what is missing is kept as it is spelled."""
+        with faults("resolve it", path):
+            return Path(os.path.realpath(path))
+
     def rename(self, source: Path, target: Path) -> None:
         """Rename; an empty folder at `target` is replaced, anything else is an error."""
         with faults("publish it by renaming", target):
             os.rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove one file."""
+        with faults("remove it", path):
+            os.unlink(path)
+
+    def rmdir(self, path: Path) -> None:
+        """Remove one empty folder."""
+        with faults("remove it", path):
+            os.rmdir(path)
 
     def remove_tree(self, path: Path) -> None:
         """Remove a folder of ours with all that is in it; links are removed, not followed."""

@@ -1,0 +1,209 @@
+"""From a state dict to a checkpoint on disk: plan, tasks, publish.
+
+Verb floor, the only one that writes. Untouched tensors are copied by the kernel, touched ones computed tile by tile;
+the output appears under its name complete, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from wiseft_core import dtypes, executors
+from wiseft_core.errors import ConfigError, listed
+from wiseft_core.record import manifest_of, places
+from wiseft_core.report import Report
+from wiseft_core.sources import BaseLike, Memory, Source, as_source
+from wiseft_core.statedict import StateDict
+from wiseft_core.store.checkpoint import Checkpoint
+from wiseft_core.store.files import FILES, Files
+from wiseft_core.store.manifest import MANIFEST
+from wiseft_core.store.publish import Staging
+from wiseft_core.store.shards import Shard, index_bytes, index_still_right, keep_shards, parse_size, split_shards
+from wiseft_core.store.sidecars import Sidecars, copy_sidecar, plan_sidecars
+from wiseft_core.store.strict_json import as_mapping, read_json
+from wiseft_core.store.writer import ShardWriter, write_file
+from wiseft_core.tasks import Counter, Progress, fill
+
+INDEX_FILE: Final = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that is decided before a byte is written: the shards of the output and where each tensor comes from."""
+
+    view: StateDict | Source
+    shards: tuple[Shard, ...]
+    like: Checkpoint | None
+    sidecars: Sidecars
+    index: bytes | None
+
+
+def save_checkpoint(
+    state_dict: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    like: BaseLike | None = None,
+    max_shard_size: int | str | None = None,
+    copy_code: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    sync: bool = True,
+) -> Report:
+    """Write weights as a folder of safetensors files, complete or not at all.
+
+    A view over a checkpoint keeps that checkpoint's shards, header bytes and the files beside them; where nothing
+    touches a tensor its bytes are copied by the kernel and never decoded. The manifest `wiseft.json` is the commit
+    record. Memory does not grow with the model.
+
+    Args:
+        state_dict: What `interpolate` gave, or any mapping of names to tensors.
+        path: The output folder: absent or empty, and neither inside nor around an input.
+        like: A checkpoint or its path whose shards, metadata and sidecar files to follow; None: the view's own base.
+        max_shard_size: Cut new shards of at most this many bytes ("5GB"); None: keep those that there are.
+        copy_code: Also copy *.py files that lie beside the base's weights.
+        threads: Threads that compute; None: as many as there are processors. The bits do not depend on it.
+        progress: Told of bytes done and bytes in all.
+        sync: Force everything to disk before publishing; without, the manifest does not claim it.
+    Returns:
+        What was written, and which files beside the base were left out.
+    Raises:
+        CheckpointError: `path` is not absent or empty, or overlaps an input.
+        Fault: The operating system failed a call: no space, no permission, an I/O error. No output is left.
+        InputChanged: An input changed while it was read. No output is left.
+        Locked: Another process writes to the same output.
+        NotFinite: A result is not finite, or does not fit its dtype. No output is left.
+    """
+    out, files = Path(path), FILES
+    job = _plan_job(state_dict, like, max_shard_size, copy_code, files)
+    inputs = _inputs(job)
+    with Staging(out, files, sync=sync, inputs=[place for source in inputs for place in places(source)]) as staging:
+        digests = _write_shards(job, staging.folder, files, threads or executors.default_threads(), progress, sync)
+        digests |= _write_beside(job, staging.folder, files, sync)
+        for source in inputs:
+            source.check_unchanged()
+        write_file(staging.folder / MANIFEST, manifest_of(job.view, digests, files, synced=sync), files, sync)
+        staging.publish()
+    return _report(job, out, {name: size for name, (size, _) in digests.items()})
+
+
+def _inputs(job: Job) -> list[Checkpoint]:
+    """The checkpoints on disk that an output is made from."""
+    view = job.view
+    sources: list[object] = [view.bound.base, view.bound.adapter] if isinstance(view, StateDict) else [view]
+    return [source for source in (*sources, job.like) if isinstance(source, Checkpoint)]
+
+
+def _plan_job(
+    state_dict: Mapping[str, Tensor],
+    like: BaseLike | None,
+    max_shard_size: int | str | None,
+    copy_code: bool,
+    files: Files,
+) -> Job:
+    """Decide shards, headers, sidecars and index from specs alone."""
+    bound = state_dict.bound if isinstance(state_dict, StateDict) else None
+    source: Source = bound.base if bound is not None else Memory(state_dict)
+    specs = bound.plan.outputs if bound is not None else source.specs
+    followed = as_source(like) if like is not None else source
+    model = followed if isinstance(followed, Checkpoint) else None
+    homes = bound.plan.homes if bound is not None else {}
+    if model is not None and max_shard_size is None:
+        missing = [name for name in model.specs if name not in specs]
+        if missing:
+            raise ConfigError(
+                f"{listed(missing)} — in `like`, and not in what is to be written",
+                expected="every tensor of the checkpoint whose shards are to be kept",
+                got=f"{len(missing)} missing",
+                hint="pass max_shard_size to cut new shards instead",
+            )
+        shards = keep_shards([(file.name, file.header) for file in model.files], specs, homes)
+    else:
+        metadata = model.metadata() if model is not None else {"format": "pt"}
+        limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        shards = split_shards(specs, max_shard_size=limit, metadata=metadata)
+    adapter = bound.adapter if bound is not None and isinstance(bound.adapter, Checkpoint) else None
+    taken = [*(file.name for file in model.files), *filter(None, [model.index_name])] if model is not None else []
+    sidecars = plan_sidecars(
+        model.folder if model is not None else None,
+        adapter.path.parent if adapter is not None else None,
+        copy_code=copy_code,
+        taken=taken,
+        files=files,
+    )
+    view = state_dict if isinstance(state_dict, StateDict) else source
+    return Job(view, shards, model, sidecars, _index(shards, model))
+
+
+def _index(shards: Sequence[Shard], like: Checkpoint | None) -> bytes | None:
+    """The index of the output: the followed one's own bytes where they are still right, None for a single file."""
+    if like is None or like.index_name is None:
+        return index_bytes(shards, {}) if len(shards) > 1 else None
+    if like.folder is not None and index_still_right([(file.name, file.header) for file in like.files], shards):
+        return (like.folder / like.index_name).read_bytes()
+    return index_bytes(shards, like.index_metadata)
+
+
+def _write_shards(
+    job: Job, folder: Path, files: Files, threads: int, progress: Progress | None, sync: bool
+) -> dict[str, tuple[int, str]]:
+    """Write every shard; size and digest of each, by file name."""
+    writers: dict[str, ShardWriter] = {}
+    try:
+        # All space is reserved before anything is computed, so that a full disk is met first.
+        for shard in job.shards:
+            writers[shard.name] = ShardWriter(folder / shard.name, shard.header, files)
+        done = Counter(progress, sum(shard.header.payload for shard in job.shards))
+        with ThreadPoolExecutor(threads) as pool:
+            executors.run(fill(list(writers.values()), job.view, done), pool, window=2 * threads)
+            digests = dict(zip(writers, pool.map(lambda writer: writer.finish(sync), writers.values()), strict=True))
+    except BaseException:
+        for writer in writers.values():
+            writer.abort()
+        raise
+    return {shard.name: (shard.header.size, digests[shard.name]) for shard in job.shards}
+
+
+def _write_beside(job: Job, folder: Path, files: Files, sync: bool) -> dict[str, tuple[int, str]]:
+    """Write index and sidecar files; size and digest of each, by file name."""
+    written = {}
+    if job.index is not None:
+        name = job.like.index_name if job.like is not None and job.like.index_name else INDEX_FILE
+        written[name] = (len(job.index), write_file(folder / name, job.index, files, sync))
+    for name, source in job.sidecars.copies:
+        replace = _new_config(source, job.view) if name == "config.json" else None
+        written[name] = copy_sidecar(source, folder / name, files, sync, replace)
+    return written
+
+
+def _new_config(source: Path, view: StateDict | Source) -> bytes | None:
+    """config.json with the dtype that was asked for, None where its bytes stay."""
+    asked = view.bound.output_dtype if isinstance(view, StateDict) else None
+    if asked is None:
+        return None
+    config = as_mapping(read_json(source), str(source))
+    name = str(dtypes.TORCH_DTYPES[asked]).removeprefix("torch.")
+    changed = {key: name for key in ("dtype", "torch_dtype") if key in config}
+    return (json.dumps({**config, **changed}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _report(job: Job, out: Path, sizes: Mapping[str, int]) -> Report:
+    """What was written."""
+    plan = job.view.plan if isinstance(job.view, StateDict) else None
+    return Report(
+        path=str(out),
+        tensors=sum(len(shard.header.specs) for shard in job.shards),
+        touched=len(plan.bindings) if plan is not None else 0,
+        new=tuple(plan.new) if plan is not None else (),
+        bytes=sum(sizes.values()),
+        files=tuple(sorted(sizes)),
+        left_out=job.sidecars.left_out,
+        notes=plan.notes if plan is not None else (),
+    )

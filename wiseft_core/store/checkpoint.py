@@ -1,0 +1,279 @@
+"""A checkpoint on disk as one read-only mapping of names to tensors, whatever its files.
+
+Store room. Specs, offsets and `read` need no map; `get_tensor` and `get_slice` serve the in-memory API from maps
+that safetensors opens. Torch is imported when the first value is asked for: headers do without.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self
+
+from wiseft_core.errors import BindingError, CheckpointError, Unsupported, listed
+from wiseft_core.store.files import FILES, Files
+from wiseft_core.store.locate import Place, locate, read_index
+from wiseft_core.store.reader import TensorFile
+from wiseft_core.store.strict_json import as_mapping, read_json
+from wiseft_core.types import BITS, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_FILE = "config.json"
+
+
+class Checkpoint(Mapping[str, "Tensor"]):
+    """A checkpoint whose headers have been read and agree with its index. `open_checkpoint` makes them.
+
+    Values are mapped from the file: do not write to the file while they live. Two checkpoints are equal when they are
+    one object. Use it as a context manager, or leave its files to the garbage collector.
+
+    Attributes:
+        path: What was opened.
+        folder: The folder whose other files belong to the checkpoint; None where a single file was opened.
+        files: Its files, in the order of their names.
+        specs: Dtype and shape by name, in the order on disk: by file, then by offset.
+        config: What config.json beside the weights says, or None.
+        index_name: The file name of the index, or None.
+        index_metadata: What the index says of the whole, such as total_size.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[TensorFile],
+        *,
+        folder: Path | None = None,
+        config: Mapping[str, object] | None = None,
+        index_name: str | None = None,
+        index_metadata: Mapping[str, object] | None = None,
+    ) -> None:
+        self.path, self.folder, self.config = path, folder, config
+        self.files = tuple(files)
+        self.index_name, self.index_metadata = index_name, dict(index_metadata or {})
+        self.specs: Mapping[str, TensorSpec] = {
+            name: spec for file in files for name, spec in file.header.specs.items()
+        }
+        self._homes = {name: file for file in files for name in file.header.specs}
+        self._maps: dict[TensorFile, Any] = {}
+        self._lock = Lock()
+
+    def file_of(self, name: str) -> TensorFile:
+        """The file that holds a tensor."""
+        return self._homes[name]
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata in the header of the first file."""
+        return dict(self.files[0].header.metadata)
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor `name`, mapped from its file: the same memory at every call.
+
+        Raises:
+            BindingError: There is no such tensor; a `KeyError` with the nearest names.
+            Unsupported: Torch has no dtype for it.
+        """
+        if name not in self._homes:
+            near = difflib.get_close_matches(name, list(itertools.islice(self.specs, 10_000)))
+            raise BindingError(
+                f"{name} — no such tensor in {self.path}",
+                expected=f"one of its {len(self.specs)} names",
+                got=name,
+                hint=f"nearest names: {listed(near)}" if near else "list(checkpoint) gives the names",
+            )
+        self._dtype_of(name)
+        tensor: Tensor = self._map_of(name).get_tensor(name)
+        return tensor
+
+    def get_slice(self, name: str) -> Any:
+        """A lazy view of a tensor with safetensors' words: `get_shape()`, `get_dtype()` and `[i:j]`."""
+        return self._map_of(name).get_slice(name)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of a tensor, read from the file into memory of their own.
+
+        Shapes:
+            Returns (stop - start,): the tensor flattened, in its stored dtype. F4 comes as torch has it, two to an
+            item, so that there `start` and `stop` are even.
+        Raises:
+            IndexError: The tensor does not have all these elements, or they do not start and end at whole bytes.
+            Unsupported: Torch has no dtype for it.
+            CheckpointError: The file was truncated after it was opened.
+            Fault: The operating system cannot read it.
+        """
+        import torch
+
+        spec, dtype = self.specs[name], self._dtype_of(name)
+        first, last = start * BITS[spec.dtype], stop * BITS[spec.dtype]
+        if not 0 <= start <= stop <= spec.numel or first % 8 or last % 8:
+            raise IndexError(f"elements {start} to {stop} of {name!r}, which is {spec}")
+        payload = torch.empty((last - first) // 8, dtype=torch.uint8, device="cpu")
+        self._homes[name].read_into(payload.numpy().data, name, first // 8)
+        return payload.view(dtype)
+
+    def check_unchanged(self) -> None:
+        """Do nothing where every file is as it was when it was opened.
+
+        Raises:
+            InputChanged: One is not.
+        """
+        for file in self.files:
+            file.check_unchanged()
+
+    def close(self) -> None:
+        """Close the files. Tensors that were given out stay valid."""
+        with self._lock:
+            self._maps.clear()
+        for file in self.files:
+            file.close()
+
+    def _dtype_of(self, name: str) -> Any:
+        """Torch's dtype for a tensor."""
+        from wiseft_core.dtypes import TORCH_DTYPES
+
+        spec = self.specs[name]
+        if spec.dtype not in TORCH_DTYPES:
+            raise Unsupported(
+                f"{name} — torch has no dtype for its values",
+                expected=f"one of {', '.join(TORCH_DTYPES)}",
+                got=f"{spec}",
+                hint="such tensors are copied from file to file, and cannot be loaded",
+            )
+        return TORCH_DTYPES[spec.dtype]
+
+    def _map_of(self, name: str) -> Any:
+        """The map of the file that holds `name`, opened at first use."""
+        from safetensors import safe_open
+
+        file = self._homes[name]
+        with self._lock:
+            file.check_open()
+            if file not in self._maps:
+                # By descriptor: the path may lead to another file by now, with other offsets.
+                held = f"/proc/self/fd/{file.descriptor}"
+                self._maps[file] = safe_open(held if os.path.exists(held) else file.path, framework="pt")
+            return self._maps[file]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._homes:
+            raise KeyError(name)
+        return self.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        size = sum(file.header.payload for file in self.files)
+        return f"Checkpoint({str(self.path)!r}: {len(self)} tensors, {len(self.files)} files, {size:,} bytes)"
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    component: str | None = None,
+    variant: str | None = None,
+    weights: str | None = None,
+    files: Files = FILES,
+) -> Checkpoint:
+    """Open a checkpoint: read its headers and its config, and check that they agree. No tensor is read.
+
+    Args:
+        path: A folder with `model.safetensors`, `model.safetensors.index.json` or diffusers' names for them, or with
+            one other .safetensors file; a repository or snapshot in a Hugging Face cache; a single file.
+        component: The sub-folder that holds the model, as in a diffusers pipeline.
+        variant: The variant to open, "fp16" for `model.fp16.safetensors`.
+        weights: The file to open where the folder holds several.
+        files: The seam to the file system.
+    Raises:
+        CheckpointError: Something is missing, malformed or ambiguous, or index and headers disagree.
+        Unsupported: The weights are not in safetensors files.
+        ConfigError: `component`, `variant` or `weights` is not a bare name.
+        Fault: The operating system cannot read a file.
+    """
+    given = Path(path)
+    place = locate(given, component=component, variant=variant, weights=weights, files=files)
+    beside = place.file.parent / CONFIG_FILE
+    config = as_mapping(read_json(beside, files), f"{beside}") if os.path.lexists(beside) else None
+    index = read_index(place.file, files) if place.is_index else None
+    with ExitStack() as opened:
+        shards = [opened.enter_context(file) for file in _open_files(place, index and index.weight_map, files)]
+        _check_union(shards, index and index.weight_map, place.file)
+        opened.pop_all()
+    return Checkpoint(
+        given,
+        shards,
+        folder=place.folder,
+        config=config,
+        index_name=place.file.name if index else None,
+        index_metadata=index.metadata if index else None,
+    )
+
+
+def _open_files(place: Place, weight_map: Mapping[str, str] | None, files: Files) -> Iterator[TensorFile]:
+    """The files of the weights, in the order of their names; all that are missing are reported together."""
+    if weight_map is None:
+        yield TensorFile.open(place.file, files)
+        return
+    paths = [place.file.parent / shard for shard in sorted(set(weight_map.values()))]
+    CheckpointError.raise_all(
+        [
+            CheckpointError(
+                f"{path} — missing shard",
+                expected=f"the file that {place.file.name} names",
+                got="no such file",
+                hint="fetch the missing file: the checkpoint is not complete without it",
+            )
+            for path in paths
+            if not path.exists()
+        ]
+    )
+    for path in paths:
+        yield TensorFile.open(path, files)
+
+
+def _check_union(shards: Sequence[TensorFile], weight_map: Mapping[str, str] | None, where: Path) -> None:
+    """Refuse a tensor in two files, and any difference between the headers and the index."""
+    if weight_map is None:
+        return
+    problems: list[CheckpointError] = []
+    homes: dict[str, str] = {}
+
+    def refuse(name: str, expected: str, got: str) -> None:
+        hint = "index and shards are of different versions: fetch them all again"
+        problems.append(CheckpointError(f"{where} — {name}", expected=expected, got=got, hint=hint))
+
+    for shard in shards:
+        for name in shard.header.specs:
+            listed_in = weight_map.get(name)
+            if name in homes:
+                refuse(name, "a tensor in one file", f"in {homes[name]} and in {shard.name}")
+            elif listed_in != shard.name:
+                refuse(name, f"in {listed_in}, says the index" if listed_in else "in the index", f"in {shard.name}")
+            homes[name] = shard.name
+    for name in (name for name in weight_map if name not in homes):
+        refuse(name, f"in {weight_map[name]}, says the index", "not in the header of that file, nor of another")
+    CheckpointError.raise_all(problems)

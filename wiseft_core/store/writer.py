@@ -1,0 +1,153 @@
+"""Files written so that a torn one cannot be mistaken for a whole one.
+
+Store room, no torch: payloads are buffers, or ranges of other files. Called with paths inside the staging folder of
+`publish.py`. The space is reserved first and the header comes last: until then a file starts with eight zero bytes,
+a header of no length, which no reader accepts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+from blake3 import blake3
+
+from wiseft_core.store.files import Buffer, Files, faults
+from wiseft_core.store.header import Header
+
+CHUNK: Final = 4 << 20
+"""Bytes read at once to digest a file."""
+
+
+class ShardWriter:
+    """One safetensors file in the making. Any number of threads may write to different parts of it at once.
+
+    Args:
+        path: Where it is made; nothing may be there.
+        header: Its header; all the space is reserved now.
+        files: The seam to write through.
+    Raises:
+        Fault: The operating system refuses, for want of space above all.
+    """
+
+    def __init__(self, path: Path, header: Header, files: Files) -> None:
+        self.path, self.header, self._files = path, header, files
+        self._left = {name: spec.nbytes for name, spec in header.specs.items()}
+        self._lock = Lock()
+        self._descriptor: int | None = files.create(path)
+        try:
+            files.allocate(self._descriptor, header.size, path)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
+        """Put `buffer` at byte `start_byte` of the payload of a tensor.
+
+        Raises:
+            IndexError: The tensor does not have all these bytes.
+            Fault: The operating system fails to write them.
+        """
+        view = memoryview(buffer)
+        offset = self._claim(name, start_byte, view.nbytes)
+        self._files.write_at(self._open(), view, offset, self.path)
+
+    def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
+        """Copy `nbytes` from a file at `source_offset` to byte `start` of the payload of a tensor.
+
+        Raises:
+            IndexError: The tensor does not have all these bytes.
+            CheckpointError: The source ends early.
+            Fault: The operating system fails to copy them.
+        """
+        offset = self._claim(name, start, nbytes)
+        self._files.copy_range(source_descriptor, source_offset, self._open(), offset, nbytes, self.path)
+
+    def finish(self, sync: bool) -> str:
+        """Write the header, force the file to disk if `sync`, close it, and give its digest as on disk.
+
+        Raises:
+            RuntimeError: A byte of payload was not written, or one was written twice: a fault of the caller.
+            Fault: The operating system fails.
+        """
+        gaps = {name: left for name, left in self._left.items() if left}
+        if gaps:
+            raise RuntimeError(f"{self.path}: bytes not written exactly once, by tensor: {gaps}")
+        descriptor = self._open()
+        self._files.write_at(descriptor, self.header.raw, 0, self.path)
+        digest = _settle(descriptor, self.header.size, self._files, sync, self.path)
+        self._close()
+        return digest
+
+    def abort(self) -> None:
+        """Give the file up and close it as it is, once no thread writes any more. After `finish` it does nothing."""
+        self._close()
+
+    def _close(self) -> None:
+        """Close the descriptor, once."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with faults("close it", self.path):
+                self._files.close(descriptor)
+
+    def _open(self) -> int:
+        """The descriptor of a file that is still in the making."""
+        if self._descriptor is None:
+            raise RuntimeError(f"{self.path}: written to after it was closed")
+        return self._descriptor
+
+    def _claim(self, name: str, start: int, count: int) -> int:
+        """Count `count` bytes of a tensor as written; where in the file they go."""
+        length = self.header.specs[name].nbytes
+        if not 0 <= start <= start + count <= length:
+            raise IndexError(f"bytes {start} to {start + count} of {name!r}, which has {length}")
+        with self._lock:
+            self._left[name] -= count
+        return self.header.start + self.header.offsets[name] + start
+
+
+def write_file(path: Path, data: bytes, files: Files, sync: bool) -> str:
+    """Write a small file, force it to disk if `sync`, and give its digest.
+
+    Raises:
+        Fault: Something is at `path` already, or the operating system fails.
+    """
+    descriptor = files.create(path)
+    try:
+        files.write_at(descriptor, data, 0, path)
+        return _settle(descriptor, len(data), files, sync, path)
+    finally:
+        files.close(descriptor)
+
+
+def copy_file(source: int, size: int, path: Path, files: Files, sync: bool) -> str:
+    """Write a file with the first `size` bytes of an open one, force it to disk if `sync`, and give its digest.
+
+    Raises:
+        CheckpointError: The source ends early.
+        Fault: Something is at `path` already, or the operating system fails.
+    """
+    descriptor = files.create(path)
+    try:
+        files.copy_range(source, 0, descriptor, 0, size, path)
+        return _settle(descriptor, size, files, sync, path)
+    finally:
+        files.close(descriptor)
+
+
+def digest_file(descriptor: int, size: int, files: Files, path: object = "an open file") -> str:
+    """The BLAKE3 digest, in hex, of the first `size` bytes of an open file, read piece by piece."""
+    digest, buffer = blake3(), memoryview(bytearray(min(CHUNK, size)))
+    for start in range(0, size, CHUNK):
+        piece = buffer[: min(CHUNK, size - start)]
+        files.read_into(descriptor, piece, start, path)
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _settle(descriptor: int, size: int, files: Files, sync: bool, path: Path) -> str:
+    """Force a whole file to disk if `sync`; its digest, read back."""
+    if sync:
+        files.fsync(descriptor, path)
+    return digest_file(descriptor, size, files, path)
