@@ -14,9 +14,9 @@ from torch import Tensor
 from wiseft_core import dtypes, numerics
 from wiseft_core.bound import Bound
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import ConfigError, ShapeMismatch, UnclaimedKey, listed
-from wiseft_core.families import FAMILIES, Family
-from wiseft_core.layouts import LAYOUTS, fit
+from wiseft_core.errors import ConfigError, MissingFactor, ShapeMismatch, listed
+from wiseft_core.families import FAMILIES, Change, Family
+from wiseft_core.layouts import LAYOUTS, Layout, fit
 from wiseft_core.planning import bind_sources
 from wiseft_core.schedules import check_alpha
 from wiseft_core.sources import Adapter, BaseLike, Memory, as_source, as_tuned
@@ -110,32 +110,40 @@ def sweep(
 
         [interpolate(base, adapter, alpha, ...) for alpha in alphas]
 
-    Shapes, arguments and errors are those of `interpolate`; base and adapter are opened, bound and checked once.
+    Base and adapter are opened, bound and checked once.
 
+    Args:
+        base: As for `interpolate`, like every argument but `alphas`.
+        adapter: See `interpolate`.
+        alphas: Any number of coefficients, each as `interpolate` takes it.
+        config: See `interpolate`.
+        base_config: See `interpolate`.
+        extrapolate: See `interpolate`.
+        overflow: See `interpolate`.
+        compute_dtype: See `interpolate`.
+        output_dtype: See `interpolate`.
+        device: See `interpolate`.
+        families: See `interpolate`.
     Raises:
         WiseftError: See `interpolate`.
     """
-    views: list[StateDict] = []
-    for alpha in alphas:
-        if views:
-            views.append(views[0].at(alpha))
-            continue
-        views.append(
-            interpolate(
-                base,
-                adapter,
-                alpha,
-                config=config,
-                base_config=base_config,
-                extrapolate=extrapolate,
-                overflow=overflow,
-                compute_dtype=compute_dtype,
-                output_dtype=output_dtype,
-                device=device,
-                families=families,
-            )
-        )
-    return views
+    wanted = list(alphas)
+    if not wanted:
+        return []
+    view = interpolate(
+        base,
+        adapter,
+        wanted[0],
+        config=config,
+        base_config=base_config,
+        extrapolate=extrapolate,
+        overflow=overflow,
+        compute_dtype=compute_dtype,
+        output_dtype=output_dtype,
+        device=device,
+        families=families,
+    )
+    return [view, *(view.at(alpha) for alpha in wanted[1:])]
 
 
 def interpolate_tensor(
@@ -160,7 +168,8 @@ def interpolate_tensor(
     Shapes:
         weight as the layout stores it: (out, in) for "linear", (in, out) for "transposed", (vocabulary, dimension) for
         "embedding", (out, in, *kernel) for "convolution", any for "whole". Factors as PEFT stores them for that layout,
-        by role: "A" and "B" for lora, with "magnitude" for dora, "value" for full. Returns the weight's shape.
+        by role: "A" and "B" for lora, with "magnitude" for dora, "value" for full, "rows" for tokens, where the weight
+        is the listed rows alone. Returns the weight's shape.
     Args:
         weight: The base weight, of a float dtype.
         factors: The family's factors by role.
@@ -175,34 +184,22 @@ def interpolate_tensor(
         output_dtype: Dtype of the result; None: that of the weight.
         families: The methods to know.
     Raises:
-        UnclaimedKey, ShapeMismatch, ConfigError, BadAlpha, NotFinite: What does not fit.
+        MissingFactor, ShapeMismatch, ConfigError, BadAlpha, NotFinite: What does not fit.
     Exactness: That of `interpolate`; the same bits as there.
     Source: Wortsman et al. 2022, arXiv:2109.01903, and the family's own.
     """
     coefficient = check_alpha(alpha, "alpha", extrapolate=extrapolate)
     check_numbers(compute_dtype, overflow)
     change = families[family].parameters.get(parameter) or families[family].parameters["*"]
-    if change.factors.keys() != factors.keys():
-        raise UnclaimedKey(
-            f"factors of {family}",
-            expected=listed(change.factors, most=9),
-            got=listed(factors, most=9) or "none",
-            hint="name the factors by role, as in the family's docstring",
-        )
     tensors = {role: dtypes.as_tensor(factor, role) for role, factor in factors.items()}
-    base, place = dtypes.as_tensor(weight, "weight"), LAYOUTS[layout]
-    shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
-    if fit(place, change.factors, shapes, tuple(base.shape)) is None:
-        raise ShapeMismatch(
-            f"factors of {family} for a {layout} weight {list(base.shape)}",
-            expected=", ".join(f"{role} ({axes})" for role, axes in change.factors.items()),
-            got=", ".join(f"{role} {list(shape)}" for role, shape in shapes.items()),
-            hint="see the shapes in the family's docstring; is this the right layout?",
-        )
-    output = base.dtype if output_dtype is None else dtypes.TORCH_DTYPES[dtypes.parse_dtype(output_dtype) or ""]
-    numbers = Numbers(compute_dtype, output, overflow, base.device)
+    stored, place = dtypes.as_tensor(weight, "weight"), LAYOUTS[layout]
+    shape = tuple(stored.shape)
+    sizes = _check_factors(change, place, tensors, shape)
+    asked = dtypes.parse_dtype(output_dtype)
+    output = stored.dtype if asked is None else dtypes.TORCH_DTYPES[asked]
+    numbers = Numbers(compute_dtype, output, overflow, stored.device)
     with torch.no_grad():
-        memory = Memory({"weight": base, **{f"factor {role}": tensor for role, tensor in tensors.items()}})
+        memory = Memory({"weight": stored, **{f"factor {role}": tensor for role, tensor in tensors.items()}})
         whole = {role: axes for role, axes in change.factors.items() if axes != "out in"}
         step = Step(
             change,
@@ -211,13 +208,36 @@ def interpolate_tensor(
             {role: factor_matrix(tensors[role], axes, role, numbers) for role, axes in whole.items()},
             {role: partial(memory.read, f"factor {role}") for role in change.factors.keys() - whole.keys()},
         )
-        read, shape = partial(memory.read, "weight"), tuple(base.shape)
+        read = partial(memory.read, "weight")
         steps = measured(shape, (step,), read, numbers)
-        result = torch.empty(shape, dtype=output, device=base.device)
-        for tile in grid(shape):
-            stored = read(tile.start, tile.stop)
-            result.view(-1)[tile.start : tile.stop] = tile_value(tile, stored, steps, coefficient, numbers, "weight")
+        result = torch.empty(shape, dtype=output, device=stored.device)
+        for tile in grid(shape, range(shape[0]) if "row" in sizes else None):
+            value = tile_value(tile, read(tile.start, tile.stop), steps, coefficient, numbers, "weight")
+            result.view(-1)[tile.start : tile.stop] = value
     return result
+
+
+def _check_factors(
+    change: Change, layout: Layout, tensors: Mapping[str, Tensor], shape: tuple[int, ...]
+) -> dict[str, int]:
+    """Sizes of the free axes; factors that are not those of the family, or do not fit the weight, are refused."""
+    if change.factors.keys() != tensors.keys():
+        raise MissingFactor(
+            "factors",
+            expected=listed(change.factors, most=9),
+            got=listed(tensors, most=9) or "none",
+            hint="name the factors by role, as in the family's docstring",
+        )
+    shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
+    sizes = fit(layout, change.factors, shapes, shape)
+    if sizes is None or sizes.get("row") not in (None, *shape[:1]):
+        raise ShapeMismatch(
+            f"factors for a {layout.name} weight {list(shape)}",
+            expected=", ".join(f"{role} ({axes})" for role, axes in change.factors.items()),
+            got=", ".join(f"{role} {list(sizes)}" for role, sizes in shapes.items()),
+            hint="see the shapes in the family's docstring; is this the right layout?",
+        )
+    return sizes
 
 
 def check_numbers(compute_dtype: torch.dtype, overflow: str) -> None:

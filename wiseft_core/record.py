@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from wiseft_core import __version__, dtypes
 from wiseft_core.schedules import canonical
-from wiseft_core.sources import CONFIG_FILE, Source
+from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Source
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.files import Files
@@ -99,6 +99,7 @@ def places(source: Source) -> list[tuple[int, int]]:
     if not isinstance(source, Checkpoint):
         return []
     seen = [os.fstat(file.descriptor) for file in source.files]
-    if source.folder is not None:
-        seen.append(source.folder.stat())
+    folder = source.path.parent if source.path.name == WEIGHTS_FILE else source.folder
+    if folder is not None:
+        seen.append(folder.stat())
     return [(entry.st_dev, entry.st_ino) for entry in seen]

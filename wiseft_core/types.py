@@ -19,10 +19,10 @@ Alpha = float | Mapping[str, float] | Callable[[str], float]
 BITS: Final[Mapping[str, int]] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F32": 32, "U32": 32, "I32": 32, "BF16": 16, "F16": 16, "U16": 16,
     "I16": 16, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8,
-    "BOOL": 8, "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4,
+    "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4, "BOOL": 8,
 }  # fmt: skip
 """Bits per element of every dtype that safetensors 0.8 can store, by the format's own names and in its own order of
-layout (descending alignment). Those not in `FLOATS` are copied, never computed with."""
+layout (descending width, BOOL last). Those not in `FLOATS` are copied, never computed with."""
 
 FLOATS: Final = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 """The dtypes that interpolation reads and writes."""

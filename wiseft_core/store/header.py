@@ -29,8 +29,7 @@ SIZE_LIMIT: Final = 1 << 48
 _INT: Final = frozenset({int})
 _METADATA: Final = "__metadata__"
 _DAMAGED: Final = "the file is damaged, or whatever wrote it is at fault: fetch or export it again"
-# BOOL comes last in safetensors' own order of layout, behind the dtypes that are narrower.
-_RANK: Final = {dtype: rank for rank, dtype in enumerate(sorted(BITS, key=lambda dtype: dtype == "BOOL"))}
+_RANK: Final = {dtype: rank for rank, dtype in enumerate(BITS)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ MANIFEST: Final = "wiseft.json"
 ROLES: Final = ("base", "adapter")
 _KEYS: Final = ("adapters", "alpha", "format", "inputs", "outputs", "policy", "wiseft")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_ALPHA: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?", re.ASCII)
+_ALPHA: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?(e[+-]?[0-9]{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,76 @@
+"""The door: exactly these names, each with a docstring, none of them heavy before it is used."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import wiseft_core
+
+DOOR = [
+    "Adapter",
+    "AdapterConfig",
+    "Checkpoint",
+    "Plan",
+    "Report",
+    "StateDict",
+    "TensorSpec",
+    "WiseftError",
+    "errors",
+    "families",
+    "interpolate",
+    "interpolate_tensor",
+    "naming",
+    "open_adapter",
+    "open_checkpoint",
+    "plan",
+    "save_checkpoint",
+    "schedules",
+    "sweep",
+    "verify",
+]
+VERBS = ["interpolate", "interpolate_tensor", "plan", "save_checkpoint", "sweep", "verify"]
+
+
+def test_door_is_exactly_this() -> None:
+    """`__all__` is sorted and complete, and every name can be had."""
+    assert wiseft_core.__all__ == DOOR
+    assert all(getattr(wiseft_core, name) is not None for name in DOOR)
+    assert dir(wiseft_core) == sorted([*DOOR, "__version__"])
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_verbs_take_at_most_three_positional_arguments(name: str) -> None:
+    """Everything after the first three is keyword-only, and nothing takes `**kwargs`."""
+    parameters = inspect.signature(getattr(wiseft_core, name)).parameters.values()
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    assert len(positional) <= 3
+    assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_verbs_document_every_argument_and_what_they_raise(name: str) -> None:
+    """Public docstrings name all arguments, and the errors."""
+    verb = getattr(wiseft_core, name)
+    text = inspect.getdoc(verb)
+
+    assert "Raises:" in text
+    assert all(parameter in text for parameter in inspect.signature(verb).parameters)
+
+
+@pytest.mark.parametrize("name", ["interpolate", "verify", "plan", "sweep"])
+def test_function_is_not_hidden_by_a_module(name: str) -> None:
+    """Whatever is imported first, the public name is the function."""
+    code = f"import wiseft_core.verification, wiseft_core.offline, wiseft_core as w; assert callable(w.{name})"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    """A misspelt name is refused as Python does it."""
+    with pytest.raises(AttributeError, match="interpolat"):
+        _ = wiseft_core.interpolat
