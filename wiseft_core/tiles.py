@@ -103,7 +103,7 @@ def factor_matrix(stored: Tensor, axes: str, name: str, numbers: Numbers) -> Ten
     """A whole factor with one axis per name in `axes`, widened; a value that is not finite is refused."""
     if not numerics.is_all_finite(stored):
         raise not_finite(name)
-    flat = stored.reshape(stored.shape[0], -1) if len(axes.split()) == 2 else stored.reshape(-1)
+    flat = stored.flatten(1) if len(axes.split()) == 2 else stored.flatten()
     return numerics.widen(flat.to(numbers.device), numbers.compute)
 
 

@@ -25,7 +25,12 @@ MANIFEST: Final = "wiseft.json"
 ROLES: Final = ("base", "adapter")
 _KEYS: Final = ("adapters", "alpha", "format", "inputs", "outputs", "policy", "wiseft")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_ALPHA: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?(e[+-]?[0-9]{1,3})?", re.ASCII)
+_ALPHA: Final = re.compile(
+    r"-?((0|[1-9][0-9]*)(\.[0-9]*[1-9])?"
+    # What `schedules.canonical` spells with an exponent: nothing from 1e-6 to 1e15.
+    r"|[1-9](\.[0-9]*[1-9])?e(-([7-9]|[1-9][0-9]|[1-3][0-9]{2})|\+(1[6-9]|[2-9][0-9]|[1-3][0-9]{2})))",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)

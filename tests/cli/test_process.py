@@ -1,0 +1,137 @@
+"""The command as a process: signals, strays, imports, and what it may not run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import wiseft_core
+from wiseft_core.cli import commands, inspection, main
+
+ROOT = str(Path(wiseft_core.__file__).parents[1])
+
+
+def python(*args, cwd=None):
+    """A fresh interpreter that finds this package."""
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+@pytest.mark.parametrize("verb", ["--help", "--version", "inspect", "plan"])
+def test_what_needs_no_torch_imports_none(verb, model):
+    """Help, version, inspect and plan work from headers: torch is not imported."""
+    args = {"inspect": ["inspect", str(model.adapter)], "plan": ["plan", str(model.base), str(model.adapter)]}
+    code = f"import sys; from wiseft_core.cli import main; code = main({args.get(verb, [verb])!r})"
+    done = python("-c", f"{code}; print(code, 'torch' in sys.modules)")
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+
+
+def test_the_import_check_can_fail(model):
+    """The meta-test: a verb that computes is seen to import torch."""
+    code = f"import sys; from wiseft_core.cli import main; code = main({model.args('--quiet')!r})"
+    done = python("-c", f"{code}; print(code, 'torch' in sys.modules)")
+    assert done.stdout.splitlines()[-1] == "0 True", done.stderr
+
+
+def test_python_dash_m_runs_no_code_from_the_working_directory(tmp_path, model):
+    """Modules in the working directory are not run by `python -m wiseft_core`, though Python would find them first."""
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("torch", "numpy", "json", "mmap", "typer", "rich", "safetensors", "blake3", "shutil", "tempfile"):
+        (hostile / f"{name}.py").write_text("raise SystemExit(99)")
+    assert python("-c", "import typer", cwd=hostile).returncode == 99
+    done = python("-m", "wiseft_core", *model.args("--json"), cwd=hostile)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["touched"] == 2
+
+
+def test_without_the_extra_the_pip_line_is_printed(monkeypatch, capsys):
+    """Without typer the command says what to install and returns 2."""
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["--version"]) == 2
+    assert "pip install 'wiseft_core[cli]'" in capsys.readouterr().err
+
+
+def test_in_process_calls_leave_torch_alone(model):
+    """main([...]) does not touch torch's threads, random state or default dtype."""
+    before = torch.get_num_threads(), torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
+    assert main(model.args("--quiet")) == 0
+    after = torch.get_num_threads(), torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
+    assert before[0] == after[0]
+    assert torch.equal(before[1], after[1])
+    assert before[2:] == after[2:]
+
+
+def test_the_command_alone_uses_one_torch_thread(model):
+    """In a process of its own the command tells torch to use one thread."""
+    code = f"import sys; sys.argv[1:] = {model.args('--quiet')!r}; import torch; torch.set_num_threads(2)"
+    done = python("-c", f"{code}; from wiseft_core.cli import main; print(main(), torch.get_num_threads())")
+    assert done.stdout.split() == ["0", "1"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(OSError(errno.ENOSPC, "full", "disk"), "ENOSPC"), (MemoryError(), "ENOMEM"), (OSError("odd"), "odd")],
+)
+def test_strays_of_the_system_are_four_lines(error, word, model, monkeypatch, capsys):
+    """An OSError or MemoryError that nobody caught is exit 5, in four lines, without a traceback."""
+
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(inspection, "inspect_adapter", fail)
+    assert main(["inspect", str(model.adapter)]) == 5
+    said = capsys.readouterr().err
+    assert said.startswith("Fault: ")
+    assert word in said
+    assert len(said.splitlines()) == 4
+
+
+def kill_at_first_byte(number):
+    """A stand-in for the progress display that sends this process a signal when work is under way."""
+    sent = []
+
+    @contextmanager
+    def display(title, *, quiet):
+        def told(done, whole):
+            if not sent:
+                sent.append(number)
+                os.kill(os.getpid(), number)
+
+        yield told
+
+    return display
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_no_output_and_restores_the_handlers(number, code, model, monkeypatch, capsys):
+    """A signal in the middle of writing: 130 or 143, four lines, no output, no staging, handlers as before."""
+    monkeypatch.setattr(commands, "progress", kill_at_first_byte(number))
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    beside = sorted(model.out.parent.iterdir())
+    assert main(model.args()) == code
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert sorted(model.out.parent.iterdir()) == beside
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 4
+
+
+def test_an_ignored_signal_stays_ignored(model, monkeypatch):
+    """A command started with SIGINT ignored, as `nohup` and `&` do, runs to its end."""
+    monkeypatch.setattr(commands, "progress", kill_at_first_byte(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(model.args("--quiet")) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

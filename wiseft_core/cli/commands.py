@@ -1,0 +1,244 @@
+"""The verbs as functions: each reads its flags, calls one function of the package, and says what came of it.
+
+Imports of anything that needs torch stand inside the verbs: `--help`, `--version` and `inspect` do without.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wiseft_core import __version__
+from wiseft_core.cli import flags, reports
+from wiseft_core.cli.output import complain, say, say_json
+from wiseft_core.cli.progress import progress
+from wiseft_core.cli.session import Session
+from wiseft_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from wiseft_core.store.checkpoint import Checkpoint
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+
+def _version(asked: bool) -> None:
+    """Print the version and stop."""
+    if asked:
+        say(f"wiseft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """WiSE-FT from files alone: W(alpha) = (1 - alpha)·W_base + alpha·W_tuned for every tensor that tuning changed.
+
+    Start with `wiseft demo`, then `wiseft plan BASE ADAPTER` on your own files.
+    """
+
+
+@app.command()
+def interpolate(
+    context: typer.Context,
+    base: flags.Base,
+    adapter: flags.Adapter,
+    out: flags.Out,
+    alpha: flags.Alpha,
+    output_dtype: flags.OutputDtype = None,
+    compute_dtype: flags.ComputeDtype = "fp64",
+    overflow: flags.Overflow = "error",
+    device: flags.Device = None,
+    max_shard_size: flags.MaxShardSize = None,
+    threads: flags.Threads = None,
+    no_sync: flags.NoSync = False,
+    extrapolate: flags.Extrapolate = False,
+    copy_code: flags.CopyCode = False,
+    weights: flags.Weights = None,
+    adapter_name: flags.AdapterName = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Write the interpolated weights to OUT."""
+    from wiseft_core.interpolation import interpolate as view_of
+    from wiseft_core.offline import save_checkpoint
+
+    _session(context).settle_torch()
+    tuned = _named(adapter, adapter_name)
+    view = view_of(
+        _checkpoint(base, weights),
+        tuned,
+        alpha,
+        extrapolate=extrapolate,
+        overflow=overflow,
+        compute_dtype=_torch_dtype(compute_dtype),
+        output_dtype=output_dtype,
+        device=_device(device),
+    )
+    begun = time.perf_counter()
+    with progress(f"writing {out.name}", quiet=quiet) as told:
+        report = save_checkpoint(
+            view,
+            out,
+            max_shard_size=max_shard_size,
+            copy_code=copy_code,
+            threads=threads,
+            progress=told,
+            sync=not no_sync,
+        )
+    if as_json:
+        say_json(report.as_dict())
+    elif not quiet:
+        seconds = time.perf_counter() - begun
+        say(reports.written(report, view, seconds, next_step=reports.verify_command(out, base, tuned, weights)))
+    return 0
+
+
+@app.command()
+def plan(
+    base: flags.Base,
+    adapter: flags.Adapter,
+    output_dtype: flags.OutputDtype = None,
+    weights: flags.Weights = None,
+    adapter_name: flags.AdapterName = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Say what would be done, from headers alone.
+
+    What goes where, by which rule, how many bytes; or everything that does not fit.
+    """
+    from wiseft_core.planning import plan as plan_of
+
+    dtype = None
+    if output_dtype is not None:
+        from wiseft_core.dtypes import parse_dtype  # torch comes with dtypes, not with headers
+
+        dtype = parse_dtype(output_dtype)
+    tuned = _named(adapter, adapter_name)
+    found = plan_of(_checkpoint(base, weights), tuned, output_dtype=dtype)
+    if as_json:
+        say_json(found.as_dict())
+    elif not quiet:
+        say(reports.planned(found, next_step=reports.interpolate_command(base, tuned, weights)))
+    return 0
+
+
+@app.command()
+def inspect(
+    adapter: flags.Adapter,
+    adapter_name: flags.AdapterName = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Say what an adapter is, from headers alone.
+
+    Method, ranks, effective scales and targets, and what would be refused.
+    """
+    from wiseft_core.cli.inspection import inspect_adapter
+
+    seen = inspect_adapter(_named(adapter, adapter_name))
+    if as_json:
+        say_json(seen.as_dict())
+    else:
+        if not quiet:
+            say(seen.text())
+        for refusal in seen.refusals:
+            complain(refusal)
+    return seen.exit_code
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    out: flags.Written,
+    base: flags.AgainstBase = None,
+    adapter: flags.AgainstAdapter = None,
+    weights: flags.Weights = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Check what was written; exit 1 if it is not right.
+
+    Against its manifest; with base and adapter, every tensor is computed again and compared.
+    """
+    from wiseft_core.verification import verify as check
+
+    _session(context).settle_torch()
+    source = None if base is None else _checkpoint(base, weights)
+    with progress(f"checking {out.name}", quiet=quiet) as told:
+        report = check(out, base=source, adapter=adapter, progress=told)
+    if as_json:
+        say_json(report.as_dict())
+    elif not (quiet and report.ok):
+        say(reports.checked(report))
+    return 0 if report.ok else 1
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    out: flags.DemoOut = Path("wiseft-demo"),
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Try it all on a small model, made here.
+
+    It gets a LoRA and a DoRA, is interpolated at 0, 0.5 and 1, and what is promised is checked.
+    """
+    from wiseft_core.cli.demo import run_demo
+
+    _session(context).settle_torch()
+    shown = run_demo(out, quiet=quiet)
+    if as_json:
+        say_json(shown.as_dict())
+    elif not (quiet and shown.ok):
+        say(shown.text())
+    return 0 if shown.ok else 1
+
+
+def _session(context: typer.Context) -> Session:
+    """The run that this verb is part of."""
+    session = context.obj
+    return session if isinstance(session, Session) else Session()
+
+
+def _named(adapter: Path, name: str | None) -> Path:
+    """The folder of a named adapter."""
+    return adapter if name is None else adapter / name
+
+
+def _checkpoint(base: Path, weights: str | None) -> Checkpoint:
+    """The base, opened."""
+    from wiseft_core.store.checkpoint import open_checkpoint
+
+    return open_checkpoint(base, weights=weights)
+
+
+def _torch_dtype(text: str) -> torch.dtype:
+    """A dtype as the user spells it."""
+    from wiseft_core.dtypes import TORCH_DTYPES, parse_dtype
+
+    return TORCH_DTYPES[parse_dtype(text) or "F64"]
+
+
+def _device(text: str | None) -> torch.device | None:
+    """A device that torch knows and that is there."""
+    import torch
+
+    if text is None:
+        return None
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--device {text}",
+            expected="a device that torch can compute on here",
+            got=str(error).splitlines()[0],
+            hint="leave it out to compute on the processor",
+        ) from error

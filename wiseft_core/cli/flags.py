@@ -1,0 +1,51 @@
+"""The arguments and options that several verbs share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _path(text: str) -> Path:
+    """A path. An empty one, as an unset shell variable gives, would mean the working directory."""
+    if not str(text):
+        raise typer.BadParameter("an empty path")
+    return Path(text)
+
+
+Base = Annotated[Path, typer.Argument(help="The base: a folder or file of safetensors.", parser=_path)]
+Adapter = Annotated[
+    Path,
+    typer.Argument(help="The adapter's folder, or a full fine-tuned checkpoint.", parser=_path),
+]
+Out = Annotated[Path, typer.Argument(help="The folder to write: new or empty.", parser=_path)]
+DemoOut = Annotated[Path, typer.Argument(help="The folder to make.", parser=_path)]
+Written = Annotated[Path, typer.Argument(help="A folder that wiseft wrote.", parser=_path)]
+AgainstBase = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="BASE", help="Compare with this base; needs --adapter too.", parser=_path),
+]
+AgainstAdapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="ADAPTER", help="Compute the output again from this adapter.", parser=_path),
+]
+Alpha = Annotated[float, typer.Option(metavar="A", help="0 gives the base, 1 the tuned model.")]
+AdapterName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which adapter, where ADAPTER holds several in sub-folders.")
+]
+Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Which file of BASE, where several could be meant.")]
+OutputDtype = Annotated[
+    str | None, typer.Option(metavar="DTYPE", help="Dtype of every float tensor of the output: bf16, fp16, fp32, ...")
+]
+ComputeDtype = Annotated[str, typer.Option(metavar="DTYPE", help="fp64 is exact, fp32 is faster.")]
+Overflow = Annotated[str, typer.Option(metavar="POLICY", help="What to do with too large a result: error or saturate.")]
+Device = Annotated[str | None, typer.Option(metavar="D", help="Where to compute: cpu, cuda:0, ...")]
+MaxShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Cut new shards of at most this size: 5GB.")]
+Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that compute; the bits stay the same.")]
+NoSync = Annotated[bool, typer.Option("--no-sync", help="Do not force the output to disk before it appears.")]
+Extrapolate = Annotated[bool, typer.Option("--extrapolate", help="Allow alpha outside 0 to 1.")]
+CopyCode = Annotated[bool, typer.Option("--copy-code", help="Also copy *.py files that lie beside the base.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, and no report of a success.")]

@@ -1,0 +1,121 @@
+"""The command as a process: one run, its signals, and the exit code of whatever ends it.
+
+0 ok   1 a check failed   2 command line   3 value or file   4 unsupported   5 operating system
+6 input changed   7 locked   130, 143 stopped by SIGINT, SIGTERM
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from typer.exceptions import TyperException
+
+from wiseft_core.cli import output
+from wiseft_core.cli.commands import app
+from wiseft_core.cli.session import Session
+from wiseft_core.errors import Fault, WiseftError
+from wiseft_core.store.files import HINTS
+
+
+class BadCommandLine(WiseftError):
+    """The command line cannot be parsed."""
+
+    exit_code = 2
+
+
+class Stopped(WiseftError):
+    """A signal ended the run before it was done."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}",
+            expected="to run to the end",
+            got="a signal",
+            hint="no output is left behind: run the same command again",
+        )
+        self.exit_code = 128 + number
+
+
+class Signalled(BaseException):
+    """Unwinds the run after a signal. Not a KeyboardInterrupt: typer would swallow that."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run(args: Sequence[str], *, alone: bool) -> int:
+    """Run the command line `args`, tell of every failure in four lines, and return the exit code."""
+    try:
+        with signals():
+            code = app(list(args), prog_name="wiseft", standalone_mode=False, obj=Session(alone))
+        return code if isinstance(code, int) else 0
+    except output.Closed:
+        if alone:  # the reader of the pipe is gone: keep the interpreter from flushing into it once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (Signalled, KeyboardInterrupt) as stop:
+        problem: WiseftError = Stopped(getattr(stop, "number", signal.SIGINT))
+    except TyperException as error:
+        problem = _misused(error, args)
+    except WiseftError as error:
+        problem = error
+    except (OSError, MemoryError) as error:
+        problem = _stray(error)
+    output.complain(problem, as_json="--json" in args)
+    return problem.exit_code
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise, so that everything unwinds; a second one ends the process at once.
+
+    A signal that the process was started to ignore stays ignored. The handlers from before are put back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Signalled(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for number in ours:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def _misused(error: TyperException, args: Sequence[str]) -> BadCommandLine:
+    """A command line that cannot be parsed, with the usage of the verb that was meant."""
+    context = getattr(error, "ctx", None)
+    verb = context.command_path if context is not None else "wiseft"
+    usage = " ".join(context.get_usage().split()) if context is not None else "Usage: wiseft VERB ..."
+    said = " ".join(error.format_message().split()) if args else "no verb"
+    return BadCommandLine(
+        "the command line", expected=usage.removeprefix("Usage: "), got=said, hint=f"`{verb} --help` tells more"
+    )
+
+
+def _stray(error: OSError | MemoryError) -> Fault:
+    """A failure of the operating system that nobody below has put into words."""
+    code = getattr(error, "errno", None) or (errno.ENOMEM if isinstance(error, MemoryError) else 0)
+    name = getattr(error, "filename", None)
+    return Fault(
+        f"{name or 'this run'} — the operating system failed a call",
+        expected="calls that succeed",
+        got=f"{errno.errorcode.get(code, type(error).__name__)}: {os.strerror(code) if code else error}",
+        hint=HINTS.get(code, "free some memory or disk space, check the permissions, and run the same command again"),
+    )

@@ -1,0 +1,62 @@
+"""How far a run is, on stderr: a bar on a terminal, a line now and then in a log, nothing where quiet is asked for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from wiseft_core.cli.output import size
+
+Report = Callable[[int, int], None]
+EVERY_SECONDS = 5.0
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool) -> Iterator[Report | None]:
+    """A function to call with (bytes done, bytes in all) from any thread; None if nothing is to be shown."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar(title) as report:
+            yield report
+    else:
+        yield _lines(title)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Report]:
+    """A bar with bytes, rate and time left, which is gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    moving = (TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *moving, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def report(done: int, whole: int) -> None:
+            bar.update(task, completed=done, total=whole)
+
+        yield report
+
+
+def _lines(title: str, *, every: float = EVERY_SECONDS, clock: Callable[[], float] = time.monotonic) -> Report:
+    """A plain line with the same facts, not more often than `every` seconds."""
+    lock, begun = Lock(), clock()
+    last = begun
+
+    def report(done: int, whole: int) -> None:
+        nonlocal last
+        with lock:
+            now = clock()
+            if now - last < every:
+                return
+            last = now
+        rate = done / max(now - begun, 1e-9)
+        left = f", {(whole - done) / rate:.0f} s left" if done else ""
+        print(f"{title}: {size(done)} of {size(whole)}, {size(rate)}/s{left}", file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,102 @@
+"""What the verbs say when they are done, in lines for a human."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wiseft_core.cli.output import fields, plural, size, table, tally
+from wiseft_core.errors import listed, show
+from wiseft_core.schedules import canonical
+
+if TYPE_CHECKING:
+    from wiseft_core.binding import Plan
+    from wiseft_core.report import Report
+    from wiseft_core.statedict import StateDict
+
+PROBLEMS_SHOWN = 20
+
+
+def written(report: Report, view: StateDict, seconds: float, *, next_step: str) -> str:
+    """What `interpolate` wrote."""
+    copied = report.tensors - report.touched - len(report.new)
+    values = {
+        "wrote": f"{report.path}: {plural(len(report.files), 'file')}, {size(report.bytes)} in {seconds:.1f} s",
+        "alpha": alphas(view.alphas, view.alpha),
+        "tensors": f"{report.touched} interpolated, {copied} copied, {len(report.new)} new",
+        "rule": "" if view.plan.rule == "exact" else f"names of the adapter: {view.plan.rule}",
+    }
+    lines = [fields(values), *_notes(dict.fromkeys((*view.plan.notes, *report.notes)))]
+    if report.left_out:
+        lines += ["", "Left out of the copy:", table(("file", "reason"), report.left_out)]
+    return "\n".join([*lines, "", "Next:", f"  {next_step}"])
+
+
+def alphas(resolved: Mapping[str, float], given: object) -> str:
+    """The coefficients that were used, as canonical decimals."""
+    values = Counter(map(canonical, resolved.values()))
+    if len(values) > 1:
+        return tally(values)
+    return next(iter(values), canonical(given) if isinstance(given, float) else "")
+
+
+def planned(plan: Plan, *, next_step: str) -> str:
+    """The accounting of a plan: every adapter tensor, every touched base tensor, and the bytes to write."""
+    consumed = plan.consumed()
+    copied = len(plan.outputs) - len(plan.bindings) - len(plan.new)
+    values = {
+        "adapter": f"{plural(len(consumed), 'tensor')}, all accounted for: {len(consumed) - len(plan.ignored)} used, "
+        f"{len(plan.ignored)} without meaning for the weights",
+        "base": f"{len(plan.bindings)} tensors to interpolate, {copied} to copy, {len(plan.new)} new",
+        "names": "as in the base" if plan.rule == "exact" else f"prefix rule {plan.rule}",
+        "to write": size(plan.nbytes),
+        "new": listed(plan.new, most=10),
+        "ignored": listed(plan.ignored, most=10),
+    }
+    kinds = Counter(
+        (step.family, step.layout, step.parameter) for bound in plan.bindings.values() for step in bound.steps
+    )
+    rows = [(*kind, count) for kind, count in sorted(kinds.items())]
+    lines = [fields(values), "", table(("family", "layout", "parameter", "tensors"), rows), *_notes(plan.notes)]
+    return "\n".join([*lines, "", "Next:", f"  {next_step}"])
+
+
+def checked(report: Report) -> str:
+    """What `verify` checked, and what it found wrong."""
+    values = {"checked": f"{report.path}: {plural(len(report.files), 'file')}, {size(report.bytes)}", **_counts(report)}
+    lines = [fields(values), *_notes(report.notes)]
+    if report.ok:
+        return "\n".join([*lines, "", "All is as it should be."])
+    problems = [f"  {show(problem, limit=1000)}" for problem in report.problems[:PROBLEMS_SHOWN]]
+    more = len(report.problems) - PROBLEMS_SHOWN
+    problems += [f"  and {more} more; --json lists them all"] if more > 0 else []
+    return "\n".join([*lines, "", f"{plural(len(report.problems), 'problem')}:", *problems])
+
+
+def _counts(report: Report) -> dict[str, str]:
+    """How many of what were checked."""
+    return {name: str(count) for name, count in report.checks.items()}
+
+
+def _notes(notes: Iterable[str]) -> list[str]:
+    """A line per note."""
+    return [f"note: {show(note, limit=1000)}" for note in notes]
+
+
+def verify_command(out: Path, base: Path, adapter: Path, weights: str | None) -> str:
+    """The command line that checks what was written."""
+    words = ["wiseft", "verify", str(out), "--base", str(base), "--adapter", str(adapter)]
+    return _line(words, weights)
+
+
+def interpolate_command(base: Path, adapter: Path, weights: str | None) -> str:
+    """The command line that does what was planned."""
+    return _line(["wiseft", "interpolate", str(base), str(adapter), "OUT", "--alpha", "0.5"], weights)
+
+
+def _line(words: list[str], weights: str | None) -> str:
+    """Words as one line for a shell."""
+    return show(shlex.join([*words, *(["--weights", weights] if weights else [])]), limit=2000)
