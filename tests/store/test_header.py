@@ -202,6 +202,7 @@ def test_all_bad_tensors_are_reported_together():
         (b"", 0, "truncated"),
         (b"\x08\0\0", 3, "truncated"),
         ((100).to_bytes(8, "little"), 50, "truncated"),
+        ((43).to_bytes(8, "little"), 50, "truncated"),
         ((1).to_bytes(8, "little"), 50, "1 bytes of header"),
         ((2**63).to_bytes(8, "little"), 50, "is this a safetensors file?"),
         ((33 << 20).to_bytes(8, "little"), 1 << 40, f"a header of 2 to {32 << 20} bytes"),
@@ -238,6 +239,15 @@ def test_what_cannot_be_stored_is_not_built(specs, metadata, fragment):
     with pytest.raises(CheckpointError) as caught:
         build_header(specs, metadata)
     assert fragment in str(caught.value)
+
+
+def test_the_number_of_tensors_is_limited(monkeypatch):
+    """Two tensors where two are allowed, not three."""
+    monkeypatch.setattr("wiseft_core.store.header.TENSOR_LIMIT", 2)
+    specs = {name: TensorSpec("U8", (1,)) for name in "abc"}
+    assert len(build_header(dict(list(specs.items())[:2]), {"not": "a tensor"}).specs) == 2
+    with pytest.raises(CheckpointError, match="at most 2 tensors"):
+        build_header(specs, {})
 
 
 def test_a_length_that_is_not_that_of_the_bytes_is_refused():
