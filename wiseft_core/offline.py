@@ -18,12 +18,12 @@ from torch import Tensor
 
 from wiseft_core import dtypes, executors
 from wiseft_core.errors import ConfigError, listed
-from wiseft_core.record import manifest_of, places
+from wiseft_core.record import check_resumable, finished, job_of, manifest_of, places, sources
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike, Memory, Source, as_source
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
-from wiseft_core.store.files import FILES, Files
+from wiseft_core.store.files import FILES, Files, read_file
 from wiseft_core.store.manifest import MANIFEST
 from wiseft_core.store.publish import Staging
 from wiseft_core.store.shards import Shard, index_bytes, index_still_right, keep_shards, parse_size, split_shards
@@ -56,6 +56,8 @@ def save_checkpoint(
     threads: int | None = None,
     progress: Progress | None = None,
     sync: bool = True,
+    resume: bool = False,
+    max_bytes: int | str | None = None,
 ) -> Report:
     """Write weights as a folder of safetensors files, complete or not at all.
 
@@ -72,10 +74,15 @@ def save_checkpoint(
         threads: Threads that compute; None: as many as there are processors. The bits do not depend on it.
         progress: Told of bytes done and bytes in all.
         sync: Force everything to disk before publishing; without, the manifest does not claim it.
+        resume: Keep what is finished if the run stops, and go on where a stopped run of the same job was: shards that
+            have their digest still are not computed again. A finished output of the same job is left as it is.
+        max_bytes: Refuse, before anything is written, an output with more bytes of weights than this ("200GB").
     Returns:
         What was written, and which files beside the base were left out.
     Raises:
         CheckpointError: `path` is not absent or empty, or overlaps an input.
+        ConfigError: What is to be resumed is another job (another input, alpha, policy or version), or the output would
+            be larger than `max_bytes`.
         Fault: The operating system failed a call: no space, no permission, an I/O error. No output is left.
         InputChanged: An input changed while it was read. No output is left.
         Locked: Another process writes to the same output.
@@ -83,22 +90,22 @@ def save_checkpoint(
     """
     out, files = Path(path), FILES
     job = _plan_job(state_dict, like, max_shard_size, copy_code, files)
-    inputs = _inputs(job)
-    with Staging(out, files, sync=sync, inputs=[place for source in inputs for place in places(source)]) as staging:
-        digests = _write_shards(job, staging.folder, files, threads or executors.default_threads(), progress, sync)
+    inputs = [*sources(job.view), *([] if job.like is None else [job.like])]
+    _check_size(job, max_bytes)
+    if resume:
+        check_resumable(job.view)
+    identity = job_of(job.view, [shard.header.raw for shard in job.shards], files, synced=sync) if resume else None
+    if resume and out.is_dir() and finished(out, job.view, files, synced=sync):
+        return _report(job, out, {}, "this job is finished already: nothing was written")
+    overlap = [place for source in inputs for place in places(source)]
+    with Staging(out, files, sync=sync, inputs=overlap, job=identity) as staging:
+        digests = _write_shards(job, staging, files, threads or executors.default_threads(), progress, sync)
         digests |= _write_beside(job, staging.folder, files, sync)
         for source in inputs:
             source.check_unchanged()
         write_file(staging.folder / MANIFEST, manifest_of(job.view, digests, files, synced=sync), files, sync)
         staging.publish()
     return _report(job, out, {name: size for name, (size, _) in digests.items()})
-
-
-def _inputs(job: Job) -> list[Checkpoint]:
-    """The checkpoints on disk that an output is made from."""
-    view = job.view
-    sources: list[object] = [view.bound.base, view.bound.adapter] if isinstance(view, StateDict) else [view]
-    return [source for source in (*sources, job.like) if isinstance(source, Checkpoint)]
 
 
 def _plan_job(
@@ -139,33 +146,55 @@ def _plan_job(
         files=files,
     )
     view = state_dict if isinstance(state_dict, StateDict) else source
-    return Job(view, shards, model, sidecars, _index(shards, model))
+    return Job(view, shards, model, sidecars, _index(shards, model, files))
 
 
-def _index(shards: Sequence[Shard], like: Checkpoint | None) -> bytes | None:
+def _index(shards: Sequence[Shard], like: Checkpoint | None, files: Files) -> bytes | None:
     """The index of the output: the followed one's own bytes where they are still right, None for a single file."""
     if like is None or like.index_name is None:
         return index_bytes(shards, {}) if len(shards) > 1 else None
     if like.folder is not None and index_still_right([(file.name, file.header) for file in like.files], shards):
-        return (like.folder / like.index_name).read_bytes()
-    return index_bytes(shards, like.index_metadata)
+        return read_file(like.folder / like.index_name, files)
+    gained = sum(len(shard.header.specs) for shard in shards) != len(like.specs)
+    # transformers' count of parameters is theirs to make: it is kept only while it is still right.
+    kept = {key: value for key, value in like.index_metadata.items() if not (gained and key == "total_parameters")}
+    return index_bytes(shards, kept)
+
+
+def _check_size(job: Job, limit: int | str | None) -> None:
+    """Refuse an output that is larger than was allowed: a small adapter can ask for a huge one."""
+    most = parse_size(limit) if isinstance(limit, str) else limit
+    size = sum(shard.header.size for shard in job.shards)
+    if most is not None and size > most:
+        raise ConfigError(
+            "the size of the output",
+            expected=f"at most {most} bytes, as was asked for",
+            got=f"{size} bytes of weights",
+            hint="allow more, or look at the base: is it the one that was meant?",
+        )
 
 
 def _write_shards(
-    job: Job, folder: Path, files: Files, threads: int, progress: Progress | None, sync: bool
+    job: Job, staging: Staging, files: Files, threads: int, progress: Progress | None, sync: bool
 ) -> dict[str, tuple[int, str]]:
-    """Write every shard; size and digest of each, by file name."""
-    writers: dict[str, ShardWriter] = {}
+    """Write every shard that is not finished; size and digest of each, by file name."""
+    digests = dict(staging.finished)
+    writers: list[ShardWriter] = []
     try:
         # All space is reserved before anything is computed, so that a full disk is met first.
         for shard in job.shards:
-            writers[shard.name] = ShardWriter(folder / shard.name, shard.header, files)
-        done = Counter(progress, sum(shard.header.payload for shard in job.shards))
+            if shard.name not in digests:
+                writers.append(ShardWriter(staging.folder / shard.name, shard.header, files))
+        done = Counter(progress, sum(writer.header.payload for writer in writers))
+
+        def finish(writer: ShardWriter) -> None:
+            digests[writer.path.name] = writer.finish(sync)
+            staging.record(writer.path.name, digests[writer.path.name])
+
         with ThreadPoolExecutor(threads) as pool:
-            executors.run(fill(list(writers.values()), job.view, done), pool, window=2 * threads)
-            digests = dict(zip(writers, pool.map(lambda writer: writer.finish(sync), writers.values()), strict=True))
+            executors.run(fill(writers, job.view, done, finish), pool, window=2 * threads)
     except BaseException:
-        for writer in writers.values():
+        for writer in writers:
             writer.abort()
         raise
     return {shard.name: (shard.header.size, digests[shard.name]) for shard in job.shards}
@@ -194,7 +223,7 @@ def _new_config(source: Path, view: StateDict | Source) -> bytes | None:
     return (json.dumps({**config, **changed}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _report(job: Job, out: Path, sizes: Mapping[str, int]) -> Report:
+def _report(job: Job, out: Path, sizes: Mapping[str, int], *notes: str) -> Report:
     """What was written."""
     plan = job.view.plan if isinstance(job.view, StateDict) else None
     return Report(
@@ -205,5 +234,5 @@ def _report(job: Job, out: Path, sizes: Mapping[str, int]) -> Report:
         bytes=sum(sizes.values()),
         files=tuple(sorted(sizes)),
         left_out=job.sidecars.left_out,
-        notes=plan.notes if plan is not None else (),
+        notes=(*(plan.notes if plan is not None else ()), *notes),
     )

@@ -5,19 +5,29 @@ Verb floor, below `offline`. No time, path, thread count or verb: the same input
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from blake3 import blake3
 
 from wiseft_core import __version__, dtypes
+from wiseft_core.errors import ConfigError, listed
 from wiseft_core.schedules import canonical
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Source
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
-from wiseft_core.store.files import Files
-from wiseft_core.store.manifest import InputFile, OutputFile, build_manifest
+from wiseft_core.store.files import Files, read_file
+from wiseft_core.store.manifest import (
+    MANIFEST,
+    InputFile,
+    OutputFile,
+    build_manifest,
+    check_outputs,
+    parse_manifest,
+)
 from wiseft_core.store.writer import digest_file
 
 
@@ -58,6 +68,58 @@ def manifest_of(
             "synced": synced,
         },
     )
+
+
+def job_of(view: StateDict | Source, headers: Sequence[bytes], files: Files, *, synced: bool) -> bytes:
+    """All that decides the bytes of an output, for a run that may be resumed.
+
+    Inputs are known by device, inode, size and times too: a resumed run must not mix what was read before and after a
+    change that leaves the header as it is.
+    """
+    seen = [file.identity for source in sources(view) for file in source.files]
+    digests = [blake3(header).hexdigest() for header in headers]
+    return manifest_of(view, {}, files, synced=synced) + json.dumps([seen, digests]).encode()
+
+
+def check_resumable(view: StateDict | Source) -> None:
+    """Refuse to resume what is made from memory: nothing tells whether that is the same as before."""
+    count = len(sources(view))
+    if count < (2 if isinstance(view, StateDict) else 1):
+        raise ConfigError(
+            "resume",
+            expected="a base and an adapter that were opened from files",
+            got="tensors in memory",
+            hint="pass paths to interpolate, or write without resume",
+        )
+
+
+def finished(out: Path, view: StateDict | Source, files: Files, *, synced: bool) -> bool:
+    """Whether a whole output of this very job is at `out` already.
+
+    Raises:
+        ConfigError: An output of another job is there, or its inputs changed since, or it is not sound any more.
+    """
+    if files.status(out / MANIFEST) is None:
+        return False
+    there = parse_manifest(read_file(out / MANIFEST, files), str(out / MANIFEST))
+    wanted = parse_manifest(manifest_of(view, {}, files, synced=synced), MANIFEST)
+    written = (out / MANIFEST).stat().st_mtime_ns
+    changed = [file.name for source in sources(view) for file in source.files if file.identity[3] > written]
+    broken = check_outputs(out, there, files)
+    if replace(there, outputs=()) != wanted or changed or broken:
+        raise ConfigError(
+            f"{out} — an output is there, and it is not this job's",
+            expected="an output of the same inputs, alpha, policy and version, whole and not older than its inputs",
+            got=f"problems with {listed([name for name, _ in broken])}" if broken else "something that differs",
+            hint="choose another folder, or remove this one yourself",
+        )
+    return True
+
+
+def sources(view: StateDict | Source) -> list[Checkpoint]:
+    """The checkpoints on disk that a view reads from."""
+    found: list[Source] = [view.bound.base, view.bound.adapter] if isinstance(view, StateDict) else [view]
+    return [source for source in found if isinstance(source, Checkpoint)]
 
 
 def alpha_text(view: StateDict) -> str | dict[str, str]:

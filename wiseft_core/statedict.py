@@ -106,7 +106,7 @@ class StateDict(Mapping[str, Tensor]):
         if self._bound.is_copy(name, alpha):
             source, key = self._bound.source(name)
             tensor = source.get_tensor(key)
-            return tensor if out is None else out.copy_(tensor)
+            return tensor if out is None else _checked(out, spec, name).copy_(tensor)
         result = self._place(spec, name) if out is None else _checked(out, spec, name)
         self._fill(name, alpha, result, 0, spec.numel)
         return result

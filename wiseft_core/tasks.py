@@ -6,6 +6,7 @@ Verb floor, below `offline`: it knows where bytes come from and where they go, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Lock
 from typing import Final
 
@@ -28,14 +29,25 @@ CHUNK: Final = 1 << 22
 """Elements that one task computes: enough to make hand-over cheap, few enough to keep every thread busy."""
 
 
-def fill(writers: Sequence[ShardWriter], view: StateDict | Source, done: Counter) -> Iterator[Task]:
-    """Everything that fills the shards, in the order in which the bytes lie on disk."""
+def fill(
+    writers: Sequence[ShardWriter], view: StateDict | Source, done: Counter, finish: Callable[[ShardWriter], None]
+) -> Iterator[Task]:
+    """Everything that fills the shards, in the order in which the bytes lie on disk.
+
+    Args:
+        writers: The shards to fill.
+        view: Where their tensors come from.
+        done: Told of bytes written.
+        finish: Called with each writer by the last of its tasks to end, in whichever thread that runs.
+    """
     for writer in writers:
+        last = _Last(partial(finish, writer))
         for name, spec in writer.header.specs.items():
             if isinstance(view, StateDict):
-                yield from _tensor(writer, view, name, spec, done)
+                yield from map(last.one_of, _tensor(writer, view, name, spec, done))
             else:
-                yield _copy(writer, name, view, name, 0, spec.nbytes, done)
+                yield last.one_of(_copy(writer, name, view, name, 0, spec.nbytes, done))
+        yield last.end
 
 
 def _tensor(writer: ShardWriter, view: StateDict, name: str, spec: TensorSpec, done: Counter) -> Iterator[Task]:
@@ -93,6 +105,32 @@ def _compute(writer: ShardWriter, once: _Once, tiles: Sequence[Tile], item: int,
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, in its own memory where that is possible."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class _Last:
+    """Runs something after the last of a group of tasks, in the thread of whichever that is."""
+
+    def __init__(self, then: Task) -> None:
+        self._then, self._left, self._lock = then, 1, Lock()  # the one is for `end`
+
+    def one_of(self, task: Task) -> Task:
+        """The task as one of the group."""
+        with self._lock:
+            self._left += 1
+
+        def counted() -> None:
+            task()
+            self.end()
+
+        return counted
+
+    def end(self) -> None:
+        """Count one as ended; a task itself, once the group is complete."""
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._then()
 
 
 class _Once:

@@ -5,15 +5,19 @@ Verb floor. Streams: whatever is compared is compared in pieces, and nothing is 
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import Final
+from random import Random
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wiseft_core import dtypes
+from wiseft_core.bound import Prepared
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, ConfigError, Fault, Unsupported
 from wiseft_core.families import FAMILIES, Family
@@ -22,8 +26,9 @@ from wiseft_core.report import Problem, Report
 from wiseft_core.sources import Adapter, BaseLike, Source
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
-from wiseft_core.store.files import FILES, Files
+from wiseft_core.store.files import FILES, read_file
 from wiseft_core.store.manifest import MANIFEST, Manifest, check_outputs, parse_manifest
+from wiseft_core.tiles import Tile, grid
 from wiseft_core.types import TensorSpec
 
 PIECE: Final = 1 << 20
@@ -40,6 +45,7 @@ def verify(
     config: AdapterConfig | Mapping[str, object] | None = None,
     base_config: Mapping[str, object] | None = None,
     families: Mapping[str, Family] = FAMILIES,
+    sample: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check an output that `save_checkpoint` wrote.
@@ -55,6 +61,7 @@ def verify(
         config: As for `interpolate`.
         base_config: As for `interpolate`.
         families: As for `interpolate`.
+        sample: For a quick look: skip the digests, and of all tensors compare this many pieces, drawn by a fixed seed.
         progress: Told of bytes compared and bytes in all.
     Returns:
         What was checked, and `problems`, each with file, tensor and byte offset where known.
@@ -64,16 +71,18 @@ def verify(
         WiseftError: See `interpolate`, for base and adapter.
     """
     folder, files = Path(path), FILES
-    if (base is None) != (adapter is None):
+    if (base is None) != (adapter is None) or (sample is not None and base is None):
         raise ConfigError(
             "base and adapter",
             expected="both, to compute the output again, or neither",
-            got="only the base" if adapter is None else "only the adapter",
+            got="neither, with a sample" if base is adapter else "only one of them",
             hint="give both, or check digests alone",
         )
-    manifest = parse_manifest(_read(folder / MANIFEST, files), str(folder / MANIFEST))
-    problems = [Problem(file, what) for file, what in check_outputs(folder, manifest, files)]
-    checks = {"files": len(manifest.outputs)}
+    manifest = parse_manifest(read_file(folder / MANIFEST, files), str(folder / MANIFEST))
+    problems, checks = [], dict[str, int]()
+    if sample is None:
+        problems += [Problem(file, what) for file, what in check_outputs(folder, manifest, files)]
+        checks["files"] = len(manifest.outputs)
     try:
         output = open_checkpoint(folder)
     except (CheckpointError, Unsupported, Fault) as error:
@@ -83,20 +92,9 @@ def verify(
         checks["headers"] = len(output.files)
         if base is not None and adapter is not None:
             view = _view(manifest, base, adapter, config, base_config, families)
-            found = _compare(output, view, checks, progress)
+            found = _compare(output, view, checks, sample, progress)
             problems += [problem for problem, _ in zip(found, range(MOST), strict=False)]
         return _report(folder, output, manifest, checks, problems)
-
-
-def _read(path: Path, files: Files) -> bytes:
-    """The manifest's bytes."""
-    descriptor = files.open_read(path)
-    try:
-        data = bytearray(files.identity(descriptor)[2])
-        files.read_into(descriptor, memoryview(data), 0, path)
-        return bytes(data)
-    finally:
-        files.close(descriptor)
 
 
 def _view(
@@ -124,8 +122,21 @@ def _view(
     )
 
 
+class _Piece(NamedTuple):
+    """Some bytes of a tensor of the output, and how to get what they should be."""
+
+    name: str
+    start: int
+    size: int
+    make: Callable[[], Tensor]
+
+
 def _compare(
-    output: Checkpoint, view: StateDict, checks: dict[str, int], progress: Callable[[int, int], None] | None
+    output: Checkpoint,
+    view: StateDict,
+    checks: dict[str, int],
+    sample: int | None,
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[Problem]:
     """Everything in which an output differs from what it should be."""
     wanted = view.plan.outputs
@@ -133,59 +144,75 @@ def _compare(
         yield Problem("the output", "a tensor that should be there is missing", name)
     for name in output.specs.keys() - wanted.keys():
         yield Problem(output.file_of(name).name, "a tensor that should not be there", name)
-    done, total = 0, view.plan.nbytes
-    for name, spec in wanted.items():
-        if name not in output.specs:
-            continue
-        file = output.file_of(name)
-        if output.specs[name] != spec:
-            yield Problem(file.name, f"is {output.specs[name]} and should be {spec}", name)
-            continue
-        copied = view.bound.is_copy(name, view.alphas.get(name, 0.0))
-        kind = "tensors copied" if copied else "tensors computed"
-        checks[kind] = checks.get(kind, 0) + 1
-        for start, mine in _computed(view, name, spec):
-            theirs = torch.empty(len(mine), dtype=torch.uint8)
-            file.read_into(theirs.numpy().data, name, start)
-            if not torch.equal(mine, theirs):
-                first = int((mine != theirs).nonzero()[0])
-                count = int((mine != theirs).sum())
-                what = f"{count} byte(s) differ from what base and adapter give"
-                yield Problem(file.name, what, name, file.offset_of(name) + start + first)
-            done += len(mine)
-            if progress is not None:
-                progress(done, total)
+    fitting = [name for name, spec in wanted.items() if output.specs.get(name) == spec]
+    for name in wanted.keys() & output.specs.keys() - set(fitting):
+        yield Problem(output.file_of(name).name, f"is {output.specs[name]} and should be {wanted[name]}", name)
+    pieces: Iterator[_Piece] = (piece for name in fitting for piece in _pieces(view, name, wanted[name]))
+    if sample is not None:
+        draw = Random(0)
+        pieces = iter(heapq.nsmallest(sample, pieces, key=lambda piece: draw.random()))
+    done, total, seen = 0, view.plan.nbytes, set[str]()
+    for piece in pieces:
+        file = output.file_of(piece.name)
+        mine, theirs = piece.make(), torch.empty(piece.size, dtype=torch.uint8)
+        file.read_into(theirs.numpy().data, piece.name, piece.start)
+        if not torch.equal(mine, theirs):
+            apart = (mine != theirs).nonzero()
+            what = f"{len(apart)} byte(s) differ from what base and adapter give"
+            yield Problem(file.name, what, piece.name, file.offset_of(piece.name) + piece.start + int(apart[0]))
+        if piece.name not in seen:
+            seen.add(piece.name)
+            kind = _kind(view, piece.name)
+            checks[kind] = checks.get(kind, 0) + 1
+        done += piece.size
+        if progress is not None:
+            progress(done, total)
 
 
-def _computed(view: StateDict, name: str, spec: TensorSpec) -> Iterator[tuple[int, Tensor]]:
-    """What a tensor's bytes should be, in pieces with their offsets."""
+def _kind(view: StateDict, name: str) -> str:
+    """What was done for a tensor, for the count of checks."""
+    copied = view.bound.is_copy(name, view.alphas.get(name, 0.0))
+    return "tensors copied" if copied else "tensors computed"
+
+
+def _pieces(view: StateDict, name: str, spec: TensorSpec) -> Iterator[_Piece]:
+    """A tensor in pieces; nothing is read before a piece is made."""
     bound, alpha = view.bound, view.alphas.get(name, 0.0)
     source, key = bound.source(name)
     if bound.is_copy(name, alpha):
-        yield from _pieces(source, key, spec.nbytes)
+        yield from _copied(source, key, name, 0, spec.nbytes)
         return
-    item = spec.nbytes // max(spec.numel, 1)
+    binding = bound.plan.bindings.get(name)
+    rows = binding.rows if binding is not None and alpha != 0 else None
+    item, reached = spec.nbytes // max(spec.numel, 1), 0
+    prepared = cache(partial(bound.prepare, name, alpha))
+    for tile in grid(spec.shape, rows):
+        yield from _copied(source, key, name, reached * item, tile.start * item)
+        yield _Piece(name, tile.start * item, (tile.stop - tile.start) * item, partial(_value, prepared, tile))
+        reached = tile.stop
+    yield from _copied(source, key, name, reached * item, spec.nbytes)
+
+
+def _value(prepared: Callable[[], Prepared], tile: Tile) -> Tensor:
+    """The bytes of a tile, computed again."""
     with torch.no_grad():
-        prepared = bound.prepare(name, alpha)
-        reached = 0
-        for tile in prepared.tiles():
-            if prepared.rows is not None and tile.start > reached:
-                yield reached * item, _raw(prepared.read(reached, tile.start))
-            yield tile.start * item, _raw(prepared.value(tile))
-            reached = tile.stop
-        if reached < spec.numel:
-            yield reached * item, _raw(prepared.read(reached, spec.numel))
+        return _raw(prepared().value(tile))
 
 
-def _pieces(source: Source, key: str, size: int) -> Iterator[tuple[int, Tensor]]:
-    """A source's own bytes of a tensor, whatever its dtype, in pieces with their offsets."""
+def _copied(source: Source, key: str, name: str, start: int, stop: int) -> Iterator[_Piece]:
+    """Bytes [start, stop) of a tensor that should be those of its source, whatever their dtype."""
+    for low in range(start, stop, PIECE):
+        high = min(low + PIECE, stop)
+        yield _Piece(name, low, high - low, partial(_stored, source, key, low, high))
+
+
+def _stored(source: Source, key: str, start: int, stop: int) -> Tensor:
+    """Bytes [start, stop) of a tensor as its source has them."""
     if not isinstance(source, Checkpoint):
-        yield 0, _raw(source.get_tensor(key))
-        return
-    for start in range(0, size, PIECE):
-        piece = torch.empty(min(PIECE, size - start), dtype=torch.uint8)
-        source.file_of(key).read_into(piece.numpy().data, key, start)
-        yield start, piece
+        return _raw(source.get_tensor(key))[start:stop]
+    piece = torch.empty(stop - start, dtype=torch.uint8)
+    source.file_of(key).read_into(piece.numpy().data, key, start)
+    return piece
 
 
 def _raw(tensor: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ def interpolate(
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
     no_sync: flags.NoSync = False,
+    resume: flags.Resume = False,
+    max_output: flags.MaxOutput = None,
     extrapolate: flags.Extrapolate = False,
     copy_code: flags.CopyCode = False,
     weights: flags.Weights = None,
@@ -65,13 +67,17 @@ def interpolate(
     quiet: flags.Quiet = False,
 ) -> int:
     """Write the interpolated weights to OUT."""
+    from wiseft_core.planning import plan as plan_of
+
+    source, tuned = _checkpoint(base, weights), _named(adapter, adapter_name)
+    plan_of(source, tuned)  # headers and configs are refused before torch is imported
+
     from wiseft_core.interpolation import interpolate as view_of
     from wiseft_core.offline import save_checkpoint
 
     _session(context).settle_torch()
-    tuned = _named(adapter, adapter_name)
     view = view_of(
-        _checkpoint(base, weights),
+        source,
         tuned,
         alpha,
         extrapolate=extrapolate,
@@ -90,6 +96,8 @@ def interpolate(
             threads=threads,
             progress=told,
             sync=not no_sync,
+            resume=resume,
+            max_bytes=max_output,
         )
     if as_json:
         say_json(report.as_dict())
@@ -160,6 +168,7 @@ def verify(
     base: flags.AgainstBase = None,
     adapter: flags.AgainstAdapter = None,
     weights: flags.Weights = None,
+    sample: flags.Sample = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> int:
@@ -172,7 +181,7 @@ def verify(
     _session(context).settle_torch()
     source = None if base is None else _checkpoint(base, weights)
     with progress(f"checking {out.name}", quiet=quiet) as told:
-        report = check(out, base=source, adapter=adapter, progress=told)
+        report = check(out, base=source, adapter=adapter, sample=sample, progress=told)
     if as_json:
         say_json(report.as_dict())
     elif not (quiet and report.ok):

@@ -217,6 +217,14 @@ class Files:
         with faults("remove it", path):
             os.rmdir(path)
 
+    def remove(self, path: Path) -> None:
+        """Remove what is at `path`, a file, a link or a folder with all that is in it."""
+        seen = self.status(path, follow=False)
+        if seen is not None and stat.S_ISDIR(seen.st_mode):
+            self.remove_tree(path)
+        elif seen is not None:
+            self.unlink(path)
+
     def remove_tree(self, path: Path) -> None:
         """Remove a folder of ours with all that is in it; links are removed, not followed."""
         with faults("remove it", path):
@@ -225,3 +233,27 @@ class Files:
 
 
 FILES = Files()
+
+
+def read_file(path: Path, files: Files = FILES, *, limit: int = 64 << 20) -> bytes:
+    """The content of a small regular file.
+
+    Raises:
+        CheckpointError: There is none, or it is larger than `limit`.
+        Fault: The operating system cannot read it.
+    """
+    descriptor = files.open_read(path)
+    try:
+        size = files.identity(descriptor)[2]
+        if size > limit:
+            raise CheckpointError(
+                f"{path}",
+                expected=f"at most {limit} bytes",
+                got=f"{size} bytes",
+                hint="is this the file that its name says?",
+            )
+        data = bytearray(size)
+        files.read_into(descriptor, memoryview(data), 0, path)
+        return bytes(data)
+    finally:
+        files.close(descriptor)

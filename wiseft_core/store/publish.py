@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from wiseft_core.errors import CheckpointError, Fault, Locked, WiseftError
 from wiseft_core.store.files import Files
+from wiseft_core.store.journal import JOURNAL, Journal
 
 _LOCK: Final = "lock"
 _TRIES: Final = 100
@@ -31,20 +32,33 @@ class Staging:
         sync: Force files and folders to disk.
         inputs: Device and inode of the folders and files that OUT must not be and must not lie in. (Being empty or
             absent, it contains none.)
+        job: What decides the output's bytes, for a run that may be resumed: what it finishes is kept if it stops, and
+            what an earlier run of the same job finished is used. None: start afresh, and keep nothing.
     Raises:
         CheckpointError: OUT is not empty, is or lies in an input, or has no folder to be in.
+        ConfigError: A stopped run of another job is to be resumed.
         Locked: Somebody else is writing the same OUT.
         Fault: The operating system fails.
     """
 
-    def __init__(self, out: Path, files: Files, *, sync: bool, inputs: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, out: Path, files: Files, *, sync: bool, inputs: Sequence[tuple[int, int]], job: bytes | None = None
+    ) -> None:
         named = out.name not in ("", "..")
         # The name itself is not resolved: a link at OUT is refused, not followed.
         self.out = files.resolve(out.parent) / out.name if named else files.resolve(out)
         self._files, self._sync, self._inputs = files, sync, frozenset(inputs)
         self._shell = self.out.parent / f".{self.out.name}.wiseft-staging"
+        self._journal = None if job is None else Journal(self._shell, job, files, sync=sync)
         self._descriptor: int | None = None
         self._published = False
+        self.finished: dict[str, str] = {}
+        """Digests of the shards that an earlier run of this job finished."""
+
+    def record(self, name: str, digest: str) -> None:
+        """Note that a shard is whole, for a run that resumes this one."""
+        if self._journal is not None:
+            self._journal.record(name, digest)
 
     @property
     def folder(self) -> Path:
@@ -57,13 +71,16 @@ class Staging:
         try:
             self._take()
             self._check_free()  # somebody may have finished the same OUT while we came for the lock
-            self._files.remove_tree(self.folder)  # what a run left that was killed
-            self._files.mkdir(self.folder)
+            if self._journal is not None:
+                self.finished = self._journal.begin(self.folder)
+            else:
+                self._files.remove_tree(self.folder)  # what a run left that was killed
+                self._files.mkdir(self.folder)
         except BaseException:
             with suppress(WiseftError, OSError):
                 if self._descriptor is None:
                     self._files.rmdir(self._shell)  # ours and without a lock yet, or not empty
-                self._clean()
+                self._leave()
             raise
         return self
 
@@ -93,7 +110,7 @@ class Staging:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._clean()
+            self._leave()
         except (WiseftError, OSError):
             # Neither the first error nor a finished output is spoilt by leftovers: the next run removes them.
             if kind is None and not self._published:
@@ -184,12 +201,20 @@ class Staging:
                 self._sync_folders(folder / name)
         self._files.fsync_folder(folder)
 
+    def _leave(self) -> None:
+        """Remove what is ours, or keep it for a run that resumes this one."""
+        if self._journal is not None and not self._published:
+            self._release()
+        else:
+            self._clean()
+
     def _clean(self) -> None:
         """Remove what is ours. The lock goes before its folder, and is held until both are gone."""
         if self._descriptor is None:
             return
         try:
             self._files.remove_tree(self.folder)
+            self._files.remove_tree(self._shell / JOURNAL)
             self._files.unlink(self._shell / _LOCK)
             try:
                 self._files.rmdir(self._shell)

@@ -28,7 +28,7 @@ class TensorFile:
 
     def __init__(self, path: Path, header: Header, descriptor: int, identity: tuple[int, ...], files: Files) -> None:
         self.path, self.name, self.header, self.descriptor = path, path.name, header, descriptor
-        self._identity, self._files = identity, files
+        self.identity, self._files = identity, files
         self._close = weakref.finalize(self, files.close, descriptor)
 
     @classmethod
@@ -95,10 +95,10 @@ class TensorFile:
         """
         self.check_open()
         now = self._files.identity(self.descriptor)
-        if now != self._identity:
+        if now != self.identity:
             raise InputChanged(
                 f"{self.path} — changed while it was read",
-                expected=f"size, mtime and ctime as at opening: {self._identity[2:]}",
+                expected=f"size, mtime and ctime as at opening: {self.identity[2:]}",
                 got=f"{now[2:]}",
                 hint="do not write to inputs while wiseft runs; run again once they are at rest",
             )
