@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from folders import low_rank, weights, write_adapter, write_base
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,7 +85,10 @@ def test_another_base_adapter_or_alpha_is_found(tmp_path: Path) -> None:
     manifest = json.loads((out / "wiseft.json").read_text())
 
     assert not verify(out, base=other, adapter=adapter).ok
-    (out / "wiseft.json").write_text(json.dumps({**manifest, "alpha": "0.4"}))
+    del manifest["blake3"]
+    manifest["alpha"] = "0.4"
+    manifest["blake3"] = blake3(json.dumps(manifest, indent=2, sort_keys=True).encode()).hexdigest()
+    (out / "wiseft.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     problems = verify(out, base=base, adapter=adapter).problems
     assert {problem.tensor for problem in problems} == {f"{module}.weight" for module in MODULES}
 
@@ -98,3 +103,38 @@ def test_what_cannot_be_checked_is_refused(tmp_path: Path) -> None:
         verify(base)
     with pytest.raises(errors.ConfigError):
         verify(out, base=base)
+
+
+def test_each_of_five_hundred_flips_is_found(tmp_path: Path) -> None:
+    """Five hundred single bits over payload, headers, index and manifest: the digests alone find every one."""
+    _, _, out = made(tmp_path)
+    draw = random.Random(0)
+    files = sorted(out.iterdir())
+    for number in range(500):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        bit = draw.randrange(8 * len(content))
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        try:
+            assert not verify(out).ok
+        except errors.CheckpointError as refusal:
+            assert file.name == "wiseft.json", refusal  # a manifest that cannot be read checks nothing
+        file.write_bytes(content)
+    assert verify(out).ok
+
+
+def test_a_sample_is_a_quick_look(tmp_path: Path) -> None:
+    """A sample of every piece finds what a full comparison finds; a smaller one compares so many pieces."""
+    base, adapter, out = made(tmp_path)
+
+    assert verify(out, base=base, adapter=adapter, sample=2).ok
+    assert sum(verify(out, base=base, adapter=adapter, sample=2).checks.values()) == 2 + 2  # and two headers
+    file = out / "model-00001-of-00002.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert [p.offset for p in verify(out, base=base, adapter=adapter, sample=7).problems] == [len(content) - 1]
+    with pytest.raises(errors.ConfigError):
+        verify(out, sample=2)

@@ -54,7 +54,7 @@ def test_the_bytes_are_canonical():
         "wiseft": "0.1.0",
     }
     data = build_manifest(**FIELDS)
-    assert data.decode("ascii") == json.dumps(expected, indent=2) + "\n"
+    assert data == sealed(expected)
 
 
 def test_the_bytes_do_not_depend_on_the_order_of_arguments():
@@ -75,6 +75,13 @@ def test_what_is_built_reads_back(alpha):
     assert list(seen.adapters) == FIELDS["adapters"]
     assert set(seen.inputs) == set(FIELDS["inputs"]) and set(seen.outputs) == set(FIELDS["outputs"])
     schema("manifest").validate(json.loads(data))
+
+
+def sealed(table):
+    """The text of a manifest with its own digest put right, as anybody could compute it."""
+    rest = {key: value for key, value in table.items() if key != "blake3"}
+    own = blake3(json.dumps(rest, indent=2, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**rest, "blake3": own}, indent=2, sort_keys=True) + "\n").encode()
 
 
 def edit(path, value):
@@ -112,17 +119,27 @@ def test_what_is_broken_is_refused_and_does_not_fit_the_schema(path, value):
     """Reader and schema agree on each broken field; the error says which file."""
     table = edit(path, value)
     with pytest.raises(CheckpointError) as caught:
-        parse_manifest(json.dumps(table).encode(), "out/wiseft.json")
+        parse_manifest(sealed(table), "out/wiseft.json")
     assert caught.value.where.startswith("out/wiseft.json") and caught.value.expected and caught.value.hint
     with pytest.raises(jsonschema.ValidationError):
         schema("manifest").validate(table)
+
+
+def test_no_bit_can_flip_unseen():
+    """Whichever bit of a manifest flips, it is refused."""
+    data = build_manifest(**FIELDS)
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CheckpointError):
+            parse_manifest(bytes(damaged), "x")
 
 
 def test_names_with_dots_are_plain():
     """Dots do not make a name a way out: `.hidden`, `..x`, `a..b` and `...` are files; reader and schema agree."""
     for name in (".hidden", "..x", "a..b", "...", "sub/.x", "a\nb"):
         table = edit(("outputs", 0, "file"), name)
-        assert name in [entry.file for entry in parse_manifest(json.dumps(table).encode(), "x").outputs]
+        assert name in [entry.file for entry in parse_manifest(sealed(table), "x").outputs]
         schema("manifest").validate(table)
 
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
+
 from wiseft_core.errors import CheckpointError, listed
 from wiseft_core.store.files import Files
 from wiseft_core.store.strict_json import as_mapping, load_json
@@ -23,7 +25,8 @@ from wiseft_core.store.writer import digest_file
 FORMAT: Final = "wiseft/1"
 MANIFEST: Final = "wiseft.json"
 ROLES: Final = ("base", "adapter")
-_KEYS: Final = ("adapters", "alpha", "format", "inputs", "outputs", "policy", "wiseft")
+SEAL: Final = "blake3"
+_KEYS: Final = ("adapters", "alpha", "blake3", "format", "inputs", "outputs", "policy", "wiseft")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ALPHA: Final = re.compile(
     r"-?((0|[1-9][0-9]*)(\.[0-9]*[1-9])?"
@@ -106,9 +109,15 @@ def build_manifest(
         "outputs": [asdict(entry) for entry in sorted(outputs, key=lambda entry: entry.file)],
         "policy": dict(policy),
     }
-    data = (json.dumps(table, indent=2, sort_keys=True) + "\n").encode("ascii")
+    data = _sealed(table)
     parse_manifest(data, f"new {MANIFEST}")
     return data
+
+
+def _sealed(table: Mapping[str, object]) -> bytes:
+    """The one spelling of a manifest, with the digest of all its other fields in it: no bit can flip unseen."""
+    plain = json.dumps(table, indent=2, sort_keys=True).encode("ascii")
+    return (json.dumps({**table, SEAL: blake3(plain).hexdigest()}, indent=2, sort_keys=True) + "\n").encode("ascii")
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
@@ -119,7 +128,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         where: The file, for the error.
     Raises:
         CheckpointError: It is not strict JSON; a key is missing, unknown or has the wrong kind of value; a name is
-            not a plain relative one; a file is named twice.
+            not a plain relative one; a file is named twice; its own digest is not that of the rest.
     """
     table = _object(load_json(data, where), where, _KEYS)
     if table["format"] != FORMAT:
@@ -137,6 +146,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     outputs = tuple(_output(entry, f"{where} — outputs") for entry in _array(table["outputs"], where, "outputs"))
     _once([f"{entry.role}: {entry.file}" for entry in inputs], where)
     _once([MANIFEST, *(entry.file for entry in outputs)], where)
+    if _sealed({key: value for key, value in table.items() if key != SEAL}) != data:
+        raise _bad(f"{where} — {SEAL}", "the digest of everything else in it", "something that was changed since")
     return Manifest(version, alpha, adapters, inputs, outputs, policy)  # type: ignore[arg-type]
 
 
