@@ -96,6 +96,7 @@ def save_checkpoint(
         check_resumable(job.view)
     identity = job_of(job.view, [shard.header.raw for shard in job.shards], files, synced=sync) if resume else None
     if resume and out.is_dir() and finished(out, job.view, files, synced=sync):
+        Staging(out, files, sync=sync, inputs=()).settle()
         return _report(job, out, {}, "this job is finished already: nothing was written")
     overlap = [place for source in inputs for place in places(source)]
     with Staging(out, files, sync=sync, inputs=overlap, job=identity) as staging:

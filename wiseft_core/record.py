@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from wiseft_core import __version__, dtypes
+from wiseft_core import dtypes
 from wiseft_core.errors import ConfigError, listed
 from wiseft_core.schedules import canonical
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Source
@@ -29,6 +29,7 @@ from wiseft_core.store.manifest import (
     parse_manifest,
 )
 from wiseft_core.store.writer import digest_file
+from wiseft_core.version import __version__
 
 
 def manifest_of(

@@ -247,10 +247,10 @@ def read_file(path: Path, files: Files = FILES, *, limit: int = 64 << 20) -> byt
         size = files.identity(descriptor)[2]
         if size > limit:
             raise CheckpointError(
-                f"{path}",
+                f"{path} — too large",
                 expected=f"at most {limit} bytes",
                 got=f"{size} bytes",
-                hint="is this the file that its name says?",
+                hint="is this the right file? A config, an index or a manifest is far smaller",
             )
         data = bytearray(size)
         files.read_into(descriptor, memoryview(data), 0, path)

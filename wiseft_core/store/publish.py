@@ -108,6 +108,23 @@ class Staging:
                 raise
         self._published = True
 
+    def settle(self) -> None:
+        """End what a run left that was stopped after it had published: make OUT durable if `sync`, remove the rest.
+
+        Raises:
+            Locked: That run, or another, is at it still.
+            Fault: The operating system fails.
+        """
+        if self._files.status(self._shell, follow=False) is None:
+            return
+        self._take()
+        try:
+            if self._sync:
+                self._files.fsync_folder(self.out.parent)
+            self._clean()
+        finally:
+            self._release()
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._leave()

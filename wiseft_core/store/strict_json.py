@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from wiseft_core.errors import CheckpointError, listed, show
-from wiseft_core.store.files import FILES, Files
+from wiseft_core.store.files import FILES, Files, read_file
 
 JSON_LIMIT: Final = 8 << 20
 DEPTH_LIMIT: Final = 128
@@ -68,21 +68,7 @@ def read_json(path: Path, files: Files = FILES, *, limit: int = JSON_LIMIT) -> o
         CheckpointError: No regular file is there, or `load_json` refuses what it holds.
         Fault: The operating system cannot read it.
     """
-    descriptor = files.open_read(path)
-    try:
-        size = files.identity(descriptor)[2]
-        if size > limit:
-            raise CheckpointError(
-                f"{path} — too large for a JSON file",
-                expected=f"at most {limit} bytes",
-                got=f"{size} bytes",
-                hint="is this the right file? A config or an index is far smaller",
-            )
-        data = bytearray(size)
-        files.read_into(descriptor, memoryview(data), 0, path)
-    finally:
-        files.close(descriptor)
-    return load_json(bytes(data), f"{path}", limit=limit)
+    return load_json(read_file(path, files, limit=limit), f"{path}", limit=limit)
 
 
 def as_mapping(value: object, where: str) -> Mapping[str, object]:
