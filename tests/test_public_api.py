@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import wiseft_core
 
@@ -74,3 +75,12 @@ def test_unknown_name_is_an_attribute_error() -> None:
     """A misspelt name is refused as Python does it."""
     with pytest.raises(AttributeError, match="interpolat"):
         _ = wiseft_core.interpolat
+
+
+@pytest.mark.parametrize("wrong", [{"family": "lorra"}, {"layout": "linar"}, {"parameter": "wieght"}])
+def test_misspelt_choice_is_a_config_error(wrong: dict[str, str]) -> None:
+    """A family, layout or parameter that is not there is refused with the names that are."""
+    factors = {"A": torch.ones(1, 3), "B": torch.ones(2, 1)}
+
+    with pytest.raises(wiseft_core.errors.ConfigError, match="one of"):
+        wiseft_core.interpolate_tensor(torch.ones(2, 3), factors, 0.5, **wrong)

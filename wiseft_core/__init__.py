@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wiseft_core.version import __version__
+from wiseft_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from wiseft_core import errors, families, naming, schedules

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from wiseft_core.sources import Adapter, BaseLike, Memory, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.tiles import Numbers, Step, factor_matrix, grid, measured, tile_value
 from wiseft_core.types import Alpha
+
+T = TypeVar("T")
 
 
 def interpolate(
@@ -70,8 +73,9 @@ def interpolate(
         Unsupported: Recognised and refused by name: tied embeddings, quantised bases, unknown methods, ...
         CheckpointError, Fault: A file is missing, malformed or cannot be read.
         NotFinite: The adapter holds NaN or infinity.
-    Exactness: |out - exact| <= 0.5 ulp + 2^-48·(rank + 4)·(|W| + |c|·sum |B||A|) for low-rank deltas; alpha = 0 gives
-        the base's bytes, alpha = 1 the tuned weight rounded once.
+    Exactness: |out - exact| <= 0.5 ulp + 2^-48·(rank + 4)·(|W| + |c|·sum |B||A|) for low-rank deltas; 0.5 ulp +
+        2^-50·(|W| + |W_tuned|) for whole tensors; for DoRA see `families.dora`. alpha = 0 gives the base's bytes,
+        alpha = 1 the tuned weight rounded once.
     Source: Wortsman et al. 2022, arXiv:2109.01903.
     Example:
         >>> base = {"proj.weight": torch.zeros(2, 3)}
@@ -190,9 +194,10 @@ def interpolate_tensor(
     """
     coefficient = check_alpha(alpha, "alpha", extrapolate=extrapolate)
     check_numbers(compute_dtype, overflow)
-    change = families[family].parameters.get(parameter) or families[family].parameters["*"]
+    parameters = _known(families, family, "family").parameters
+    change = parameters["*"] if "*" in parameters else _known(parameters, parameter, "parameter")
     tensors = {role: dtypes.as_tensor(factor, role) for role, factor in factors.items()}
-    stored, place = dtypes.as_tensor(weight, "weight"), LAYOUTS[layout]
+    stored, place = dtypes.as_tensor(weight, "weight"), _known(LAYOUTS, layout, "layout")
     shape = tuple(stored.shape)
     sizes = _check_factors(change, place, tensors, shape)
     asked = dtypes.parse_dtype(output_dtype)
@@ -215,6 +220,18 @@ def interpolate_tensor(
             value = tile_value(tile, read(tile.start, tile.stop), steps, coefficient, numbers, "weight")
             result.view(-1)[tile.start : tile.stop] = value
     return result
+
+
+def _known(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of a table, or the refusal that lists what there is."""
+    if name not in table:
+        raise ConfigError(
+            f"{what}",
+            expected=f"one of {listed(table, most=20)}",
+            got=f"{name!r}",
+            hint="see the docstring of interpolate_tensor",
+        )
+    return table[name]
 
 
 def _check_factors(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wiseft_core import __version__
 from wiseft_core.cli import flags, reports
 from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.session import Session
 from wiseft_core.errors import ConfigError
+from wiseft_core.version import __version__
 
 if TYPE_CHECKING:
     import torch

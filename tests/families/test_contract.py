@@ -1,0 +1,85 @@
+"""The contract of a family, run over every entry of `FAMILIES`; and that it can be broken."""
+
+from __future__ import annotations
+
+import contract
+import pytest
+import torch
+from contract import Sample
+
+from wiseft_core import interpolate_tensor
+from wiseft_core.families import FAMILIES, Change, Family
+
+SAMPLES = contract.samples()
+every = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s.family}-{s.parameter}-{s.layout}")
+
+
+def test_every_family_and_parameter_has_samples():
+    """No entry of `FAMILIES` is left out of the contract."""
+    known = {(name, parameter) for name, family in FAMILIES.items() for parameter in family.parameters}
+    assert known == set(contract.MAKERS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_record_is_whole(name):
+    """Name, axes, functions, source and docstrings."""
+    assert FAMILIES[name].name == name
+    contract.check_record(FAMILIES[name])
+
+
+@every
+def test_alpha_identities(sample: Sample):
+    """Both ends and the middle."""
+    contract.check_alpha_identities(sample)
+
+
+@every
+def test_tiles_do_not_matter(sample: Sample, monkeypatch: pytest.MonkeyPatch):
+    """Any size of tile, from one element."""
+    contract.check_tiles(sample, monkeypatch)
+
+
+@every
+def test_factor_dtypes_do_not_matter(sample: Sample):
+    """Narrow factors widen exactly."""
+    contract.check_factor_dtypes(sample)
+
+
+@every
+def test_every_factor_counts(sample: Sample):
+    """None is optional, none is idle."""
+    contract.check_every_factor_counts(sample)
+
+
+@every
+def test_shapes_are_checked(sample: Sample):
+    """A factor that does not fit is refused before anything is computed."""
+    contract.check_shapes(sample)
+
+
+@every
+def test_inputs_stay(sample: Sample):
+    """Weights and factors keep their values."""
+    contract.check_inputs_stay(sample)
+
+
+def test_the_contract_can_be_broken():
+    """Meta: a family that forgets one factor, or moves the base at alpha 0, is found out."""
+
+    def forgetful(weight, factors, scale, total):
+        return factors["B"] @ factors["A"] * 0 + 1
+
+    change = Change({"A": "rank in", "B": "out rank"}, tuned=forgetful)
+    families = {"lora": Family("lora", {"weight": change}, True, "nowhere")}
+
+    class Broken(Sample):
+        def value(self, alpha, **options):
+            factors = options.pop("factors", self.factors)
+            return interpolate_tensor(self.weight, factors, alpha, families=families, **options)
+
+    broken = Broken(*SAMPLES[0])
+    with pytest.raises(AssertionError):
+        contract.check_every_factor_counts(broken)
+    with pytest.raises(AssertionError):
+        contract.check_record(families["lora"])
+    assert torch.equal(broken.value(0.0), broken.weight)
