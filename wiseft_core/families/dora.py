@@ -46,8 +46,8 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
         total: Squared norms of whole rows of V, or None if the tile holds whole rows.
     Raises:
         NotFinite: A row of V has norm zero, or one that is not a finite float64: its direction is not defined.
-    Exactness: before the caller's one rounding, 1e-6 ulp of an output of 32 bits or less, plus what float64 itself leaves
-        where (1 - alpha)·W and alpha·W_tuned cancel: 2^-50·(rank + in + 8)·(|W| + g·S + g·|V|·‖S‖/‖V‖), with
+    Exactness: before the caller's one rounding, 1e-6 ulp of an output of 32 bits or less, plus what float64 itself
+        leaves where (1 - alpha)·W and alpha·W_tuned cancel: 2^-50·(rank + in + 8)·(|W| + g·S + g·|V|·‖S‖/‖V‖), with
         S = |W| + |s|·|B||A| and g = |magnitude|/‖V‖.
     Source: Liu et al. 2024, arXiv:2402.09353, eq. 5. The norm has no epsilon, as in PEFT.
     """
