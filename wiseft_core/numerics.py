@@ -225,7 +225,8 @@ def addmm(weight: Tensor, left: Tensor, right: Tensor, c: float) -> Tensor:
     for start in range(0, rank, _CHUNK):
         part = slice(start, start + _CHUNK)
         product.addmm_(left[:, part].contiguous(), right[part].contiguous(), beta=int(start > 0))
-    return weight.add_(product[:out, :width].mul_(c))
+    product = product[:out, :width]
+    return weight.add_(product if c == 1 else product.mul_(c))
 
 
 def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:

@@ -75,7 +75,7 @@ def interpolate(
     from wiseft_core.interpolation import interpolate as view_of
     from wiseft_core.offline import save_checkpoint
 
-    _session(context).settle_torch()
+    _session(context).settle()
     view = view_of(
         source,
         tuned,
@@ -178,7 +178,7 @@ def verify(
     """
     from wiseft_core.verification import verify as check
 
-    _session(context).settle_torch()
+    _session(context).settle()
     source = None if base is None else _checkpoint(base, weights)
     with progress(f"checking {out.name}", quiet=quiet) as told:
         report = check(out, base=source, adapter=adapter, sample=sample, progress=told)
@@ -202,7 +202,7 @@ def demo(
     """
     from wiseft_core.cli.demo import run_demo
 
-    _session(context).settle_torch()
+    _session(context).settle()
     shown = run_demo(out, quiet=quiet)
     if as_json:
         say_json(shown.as_dict())

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from typing import Final
+
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +20,18 @@ class Session:
 
     alone: bool = False
 
-    def settle_torch(self) -> None:
-        """One thread inside each torch call, in a process of our own: tiles and shards are what runs in parallel."""
-        if self.alone:
-            import torch
+    def settle(self) -> None:
+        """Torch and memory as the tiles want them, in a process of our own.
 
-            torch.set_num_threads(1)
+        One thread inside each torch call: tiles and shards are what runs in parallel. And freed tiles are kept: glibc
+        would give each back to the system, and fault every page of the next one in again, which doubles the work.
+        """
+        if not self.alone:
+            return
+        import torch
+
+        torch.set_num_threads(1)
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries need not
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it accepts
+            mallopt(M_TRIM_THRESHOLD, 256 << 20)
