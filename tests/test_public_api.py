@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 import torch
@@ -84,3 +85,12 @@ def test_misspelt_choice_is_a_config_error(wrong: dict[str, str]) -> None:
 
     with pytest.raises(wiseft_core.errors.ConfigError, match="one of"):
         wiseft_core.interpolate_tensor(torch.ones(2, 3), factors, 0.5, **wrong)
+
+
+def test_what_ships_beside_the_code() -> None:
+    """The marker of typed packages and the JSON schemas are part of the package."""
+    package = files("wiseft_core")
+
+    assert (package / "py.typed").is_file()
+    for name in ("error", "manifest", "plan", "report"):
+        assert (package / "schemas" / f"{name}.schema.json").is_file()
