@@ -1,0 +1,69 @@
+"""Who runs in the benchmark: each contestant is one command line over the same files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+PEFT_MERGE = Path(__file__).with_name("peft_merge.py")
+COPY_AND_SYNC = 'cp -r "$1" "$2" && find "$2" -type f -exec sync {} +'
+ALPHA = "0.5"
+
+
+class Contestant(NamedTuple):
+    """What the table calls it, and its command line from the folder of inputs and the output folder."""
+
+    label: str
+    command: Callable[[Path, Path], list[str]]
+
+
+def copy(inputs: Path, out: Path) -> list[str]:
+    """A plain copy: the yardstick."""
+    return ["cp", "-r", str(inputs / "base"), str(out)]
+
+
+def copy_and_sync(inputs: Path, out: Path) -> list[str]:
+    """A plain copy, then fsync of every file."""
+    return ["sh", "-c", COPY_AND_SYNC, "sh", str(inputs / "base"), str(out)]
+
+
+def wiseft(adapter: str, *flags: str) -> Callable[[Path, Path], list[str]]:
+    """Our command, run by the interpreter that runs the benchmark."""
+
+    def command(inputs: Path, out: Path) -> list[str]:
+        paths = [str(inputs / "base"), str(inputs / adapter), str(out)]
+        return [sys.executable, "-P", "-m", "wiseft_core", "interpolate", *paths, "--alpha", ALPHA, "--quiet", *flags]
+
+    return command
+
+
+def peft(adapter: str) -> Callable[[Path, Path], list[str]]:
+    """Load, merge and save with transformers and PEFT."""
+
+    def command(inputs: Path, out: Path) -> list[str]:
+        return [sys.executable, "-P", str(PEFT_MERGE), str(inputs / "base"), str(inputs / adapter), str(out)]
+
+    return command
+
+
+CONTESTANTS: Mapping[str, Contestant] = {
+    "cp": Contestant("`cp -r`", copy),
+    "cp-sync": Contestant("`cp -r`, then fsync", copy_and_sync),
+    "lora": Contestant("`wiseft interpolate`, LoRA", wiseft("lora")),
+    "lora-no-sync": Contestant("`wiseft interpolate --no-sync`, LoRA", wiseft("lora", "--no-sync")),
+    "lora-fp32": Contestant(
+        "`wiseft interpolate --no-sync --compute-dtype fp32`, LoRA",
+        wiseft("lora", "--no-sync", "--compute-dtype", "fp32"),
+    ),
+    "dora": Contestant("`wiseft interpolate`, DoRA", wiseft("dora")),
+    "dora-no-sync": Contestant("`wiseft interpolate --no-sync`, DoRA", wiseft("dora", "--no-sync")),
+    "dora-fp32": Contestant(
+        "`wiseft interpolate --no-sync --compute-dtype fp32`, DoRA",
+        wiseft("dora", "--no-sync", "--compute-dtype", "fp32"),
+    ),
+    "peft-lora": Contestant("PEFT: load, merge, save, LoRA", peft("lora")),
+    "peft-dora": Contestant("PEFT: load, merge, save, DoRA", peft("dora")),
+}
+"""By the name that `--only` takes, in the order of their turns. The first is the yardstick."""
