@@ -127,6 +127,8 @@ def bind(
         BindingError, ShapeMismatch, ConfigError, Unsupported: Everything that does not fit, all of it at once.
     """
     parsed = parse_keys(adapter)
+    if config is not None:
+        config.check_work({part.module for part in parsed.values()})
     placed = place(collect(parsed), base, adapter, config=config, base_config=base_config, complete=complete)
     touched = [name for name in (*placed.sites, *placed.new) if name not in placed.same]
     if not complete:
@@ -180,12 +182,13 @@ def _check_patterns(config: AdapterConfig | None, parsed: Mapping[str, PeftKey])
     if config is None:
         return
     modules = {part.module for part in parsed.values() if part.role not in ("value", "ignored")}
+    such = f"modules such as {listed(modules)}"
     WiseftError.raise_all(
         [
             UnusedPattern(
                 f"adapter_config.json — the pattern {pattern!r} matches no module of the adapter",
                 expected="rank_pattern and alpha_pattern entries that each match a module with factors",
-                got=f"modules such as {listed(modules)}",
+                got=such,
                 hint="the adapter's tensors and its config do not belong together, or the entry can be removed",
             )
             for pattern in config.unused_patterns(sorted(modules))
@@ -200,10 +203,7 @@ def _output(spec: TensorSpec, dtype: str | None) -> TensorSpec:
 
 def _homes(new: Mapping[str, str], base: Mapping[str, TensorSpec]) -> dict[str, str]:
     """For each new tensor, the last base tensor of its own module, if the base has that module."""
-    homes = {}
-    for name in new:
-        module = name.rpartition(".")[0]
-        beside = [other for other in base if module and other.rpartition(".")[0] == module]
-        if beside:
-            homes[name] = beside[-1]
-    return homes
+    if not new:
+        return {}
+    last = {module: name for name in base if (module := name.rpartition(".")[0])}
+    return {name: last[module] for name in new if (module := name.rpartition(".")[0]) in last}

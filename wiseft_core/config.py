@@ -14,8 +14,12 @@ from typing import Final
 
 from wiseft_core.config_fields import EMBEDDING, READERS, RENAMED, is_unset, plain, string, tokens_by_module, wrong
 from wiseft_core.errors import ConfigError, ConfigNeeded, Unsupported, WiseftError, listed
-from wiseft_core.naming.patterns import compile_pattern, first_match, matches
+from wiseft_core.naming.patterns import compile_pattern, first_match, matches, run
 
+MAX_WORK: Final = 3_000_000
+"""States visited by all patterns on all modules."""
+PLAIN_PER_STEP: Final = 4
+"""Modules that a pattern without states is matched to in the time of one step."""
 SUPPORTED: Final = ("LORA", "TRAINABLE_TOKENS")
 PROMPT_METHODS: Final = frozenset(
     ["PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"]
@@ -157,6 +161,26 @@ class AdapterConfig:
                 hint='give config={"lora_alpha": ...}, the value used in training: lora_alpha is never guessed',
             )
         return lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def check_work(self, modules: Iterable[str]) -> None:
+        """Refuse patterns that would keep a machine busy over `modules`, before the first of them is matched.
+
+        Raises:
+            Unsupported: Matching takes more steps than any adapter needs.
+        """
+        patterns = [compile_pattern(text) for text in dict.fromkeys([*self.rank_pattern, *self.alpha_pattern])]
+        paths, work = list(modules), 0
+        light = paths[::PLAIN_PER_STEP]
+        for pattern in patterns:
+            for active in (active for path in paths for active in run(pattern, path)) if pattern.states else [light]:
+                work += len(active)
+                if work > MAX_WORK:
+                    raise Unsupported(
+                        f"rank_pattern and alpha_pattern — too much work for {len(paths)} modules",
+                        expected=f"at most {MAX_WORK} steps to match them all",
+                        got="more",
+                        hint="write fewer or simpler patterns: one per group of modules is enough",
+                    )
 
     def unused_patterns(self, modules: Iterable[str]) -> tuple[str, ...]:
         """The keys of rank_pattern and alpha_pattern that match none of `modules`."""

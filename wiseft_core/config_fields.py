@@ -19,6 +19,9 @@ MAX_RANK: Final = 65_536
 MAX_LORA_ALPHA: Final = 1e9
 MAX_TOKEN: Final = 2**31
 MAX_STATES: Final = 200_000
+MAX_PATTERNS: Final = 8_000
+"""In one field: two such fields fit the cache of `compile_pattern`."""
+MAX_NAMES: Final = 1_000
 EMBEDDING: Final = "embed_tokens"
 
 
@@ -39,7 +42,11 @@ def is_unset(value: object) -> bool:
 def wrong(where: str, expected: str, got: object) -> ConfigError:
     """The refusal of a value, with its type."""
     hint = "correct it in the adapter's config"
-    return ConfigError(where, expected=expected, got=f"{got!r} ({type(got).__name__})", hint=hint)
+    try:
+        shown = repr(got)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a nest without end
+        shown = "a value too large to show"
+    return ConfigError(where, expected=expected, got=f"{shown} ({type(got).__name__})", hint=hint)
 
 
 def _flag(value: object, where: str) -> bool:
@@ -84,8 +91,8 @@ def _rank(value: object, where: str) -> int:
 
 def _names(value: object, where: str) -> tuple[str, ...]:
     """A list of module names."""
-    if not isinstance(value, list):
-        raise wrong(where, "a list of module names", value)
+    if not isinstance(value, list) or len(value) > MAX_NAMES:
+        raise wrong(where, f"a list of at most {MAX_NAMES} module names", value)
     return tuple(string(name, where) for name in value)
 
 
@@ -98,7 +105,10 @@ def _mapping(value: object, where: str) -> dict[str, object]:
 
 def _patterns(value: object, where: str, reader: Callable[[object, str], T]) -> dict[str, T]:
     """A mapping of patterns, each of them compiled once so that a bad one is found here."""
-    read = {pattern: reader(said, f"{where}[{pattern!r}]") for pattern, said in _mapping(value, where).items()}
+    said = _mapping(value, where)
+    if len(said) > MAX_PATTERNS:
+        raise wrong(where, f"at most {MAX_PATTERNS} patterns", value)
+    read = {pattern: reader(one, f"{where}[{pattern!r}]") for pattern, one in said.items()}
     states = 0
     for pattern in read:
         try:
@@ -135,6 +145,8 @@ def _tokens(value: object, where: str) -> tuple[int, ...]:
 def _token_indices(value: object, where: str) -> dict[str, tuple[int, ...]]:
     """Rows by module; a list alone means the input embedding, as in PEFT."""
     by_module = {EMBEDDING: value} if isinstance(value, list) else _mapping(value, where)
+    if len(by_module) > MAX_NAMES:
+        raise wrong(where, f"an object of at most {MAX_NAMES} module names", value)
     return {module: _tokens(rows, f"{where}[{module!r}]") for module, rows in by_module.items()}
 
 

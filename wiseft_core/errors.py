@@ -27,24 +27,45 @@ lines, and carries the same as fields; its `exit_code` is what the `wiseft` comm
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 SHOWN_IN_FULL = 5
+NEAR_LENGTH, NEAR_NAMES, NEAR_COMPARED = 200, 5_000, 20
 
 
 def show(text: object, *, limit: int = 200) -> str:
     """`text` made safe for a terminal: control, bidi and unprintable characters escaped, cut at `limit`."""
-    plain = "".join(c if c.isprintable() and unicodedata.category(c) != "Cf" else ascii(c)[1:-1] for c in str(text))
+    # Cut first: escaping only makes it longer, and a name may have megabytes.
+    start = str(text)[: limit + 1]
+    plain = "".join(c if c.isprintable() and unicodedata.category(c) != "Cf" else ascii(c)[1:-1] for c in start)
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
 
 def listed(items: Iterable[object], *, most: int = 3) -> str:
     """The first few of `items`, sorted and safe to print, and how many more there are."""
-    texts = sorted(show(item) for item in items)
+    texts = sorted(map(str, items))
     more = len(texts) - most
-    return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(show, texts[:most])) + (f" and {more} more" if more > 0 else "")
+
+
+def nearest(name: str, names: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Those of `names` that are spelled most like `name`. Bounded: comparing is slow, and names come from files."""
+    close = difflib.SequenceMatcher(b=name[:NEAR_LENGTH])
+    scored = []
+    for other in itertools.islice(names, NEAR_NAMES):
+        close.set_seq1(other[:NEAR_LENGTH])
+        if close.real_quick_ratio() >= cutoff and (score := close.quick_ratio()) >= cutoff:
+            scored.append((score, other))
+    found = []
+    for _, other in sorted(scored, reverse=True)[:NEAR_COMPARED]:
+        close.set_seq1(other[:NEAR_LENGTH])
+        if (score := close.ratio()) >= cutoff:
+            found.append((score, other))
+    return [other for _, other in sorted(found, reverse=True)[:most]]
 
 
 class WiseftError(Exception):

@@ -6,6 +6,7 @@ Joint floor: names, specs and the base's config only.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache, partial
 from typing import Final
 
 from wiseft_core.errors import QuantizedBase, TiedEmbeddings, WiseftError, listed
@@ -80,6 +81,7 @@ def tied(
     """
     touched = tuple(touched)
     groups = [set(group) for group in shared]
+    why = cache(partial(_why_tied, base, config))
     for name in touched:
         for group in groups:
             if name in group:
@@ -89,7 +91,7 @@ def tied(
             if heads and name.endswith(".weight") and tie_flag(config):
                 raise _tied(name, "config.json says tie_word_embeddings: true")
             continue
-        reason = _why_tied(base, config)
+        reason = why()
         if reason:
             raise _tied(name, reason)
 

@@ -87,6 +87,9 @@ def fit(layout: Layout, axes: Mapping[str, str], shapes: Mapping[str, Shape], we
         for position, axis in enumerate(names.split()):
             if axis in ("rank", "row") and position < len(shapes[role]):
                 sizes.setdefault(axis, shapes[role][position])
+    free = {axis for names in axes.values() for axis in names.split()} & {"rank", "row"}
+    if free != sizes.keys():  # a factor without axes says nothing of its rank
+        return None
     if any(shapes[role] != layout.factor_shape(names, weight, sizes) for role, names in axes.items()):
         return None
     return sizes

@@ -24,7 +24,7 @@ CONV1D_MODULES: Final = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 class Orientation:
     """What is known of how this base stores its matrices: config.json first, then the adapter's other weights."""
 
-    def __init__(self, model_type: str | None, seen: frozenset[tuple[str, bool]], fan_in_fan_out: bool) -> None:
+    def __init__(self, model_type: str | None, seen: frozenset[tuple[bool, bool]], fan_in_fan_out: bool) -> None:
         self.model_type, self.seen, self.fan_in_fan_out = model_type, seen, fan_in_fan_out
 
     @classmethod
@@ -41,7 +41,7 @@ class Orientation:
         for name, site in sites.items():
             weight, key = base[name].shape, site.factors.get("A")
             if key is not None and len(weight) == 2 and weight[0] != weight[1]:
-                seen.add((_leaf(site), adapter[key].shape[1:] == weight[:1]))
+                seen.add((_leaf(site) in CONV1D_MODULES, adapter[key].shape[1:] == weight[:1]))
         said = (base_config or {}).get("model_type")
         return cls(
             said if isinstance(said, str) else None,
@@ -58,7 +58,7 @@ class Orientation:
         named = _leaf(site) in CONV1D_MODULES
         if self.model_type is not None:
             return TRANSPOSED if named and self.model_type in CONV1D_TYPES else LINEAR
-        kin = {across for leaf, across in self.seen if (leaf in CONV1D_MODULES) == named}
+        kin = {across for like, across in self.seen if like == named}
         if len(kin) == 1 and (named or not self.fan_in_fan_out):
             return TRANSPOSED if kin.pop() else LINEAR
         if not kin and not named and not self.fan_in_fan_out:

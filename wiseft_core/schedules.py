@@ -5,13 +5,12 @@ Schedules room. Standard library only: numpy's and torch's scalars are taken by 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Final
 
-from wiseft_core.errors import BadAlpha, ConfigError, UnusedPattern, WiseftError, listed
+from wiseft_core.errors import BadAlpha, ConfigError, UnusedPattern, WiseftError, listed, nearest
 from wiseft_core.types import Alpha
 
 FIXED_EXPONENTS: Final = range(-6, 16)
@@ -149,7 +148,7 @@ def _tie(name: str, globs: Sequence[str]) -> WiseftError:
 def _unused(keys: Sequence[str], names: Sequence[str]) -> Iterator[WiseftError]:
     """An error for each key that matches nothing."""
     for key in keys:
-        near = difflib.get_close_matches(key, names, n=3, cutoff=0.4)
+        near = nearest(key, names, cutoff=0.4)
         yield UnusedPattern(
             f"alpha[{key!r}]",
             expected=f"a name or glob of one of the {len(names)} tensors that tuning touches",

@@ -112,9 +112,9 @@ def _may_be_new(site: Site, config: AdapterConfig | None) -> bool:
     if config is None or set(site.factors) != {"value"}:
         return False
     saved = (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ()))
-    parts = site.module.split(".")
-    # PEFT's own test for modules_to_save has no dot boundary: ["head"] saves lm_head.
-    return any(".".join(parts[: end + 1]).endswith(entry) for end in range(len(parts)) for entry in saved)
+    # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
+    here = f"{site.module}."
+    return any(entry in here and f"{entry}." in here for entry in saved)
 
 
 def _choose(

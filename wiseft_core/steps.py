@@ -89,6 +89,13 @@ def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[Ste
         _check_flag(scene.config, "lora_bias", factors["bias"])
         return (*steps, _step("lora", factors, (WHOLE,), site, name, spec, scene))
     embedding = any(role.startswith("embedding_") for role in factors)
+    if embedding and not factors.keys().isdisjoint(("A", "B")):
+        raise Unsupported(
+            f"{name} — factors of a linear layer together with those of an embedding",
+            expected="one pair of factors",
+            got=f"adapter keys {listed(factors.values(), most=4)}",
+            hint="the adapter file is damaged: one module is of one kind",
+        )
     factors = {role.removeprefix("embedding_"): key for role, key in factors.items()}
     layouts = (EMBEDDING,) if embedding else (LINEAR, TRANSPOSED) if len(spec.shape) == 2 else (CONVOLUTION,)
     return (*steps, _step(_low_rank(factors, site, scene.config), factors, layouts, site, name, spec, scene))
@@ -214,7 +221,7 @@ def _mismatch(
     if len(spec.shape) not in layout.ranks:
         wanted = f"a weight with {layout.ranks.start} to {layout.ranks.stop - 1} axes"
     else:
-        free = {"rank": first[0] if first else 0, "row": shapes.get("rows", (0,))[0]}
+        free = {"rank": first[0] if first else 0, "row": (shapes.get("rows") or (0,))[0]}
         wanted = ", ".join(
             f"{role} ({axes}) = {list(layout.factor_shape(axes, spec.shape, free))}"
             for role, axes in change.factors.items()
@@ -241,7 +248,7 @@ def token_rows(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[t
             got=f"adapter key {site.factors['rows']}",
             hint="pass the config that was saved with these tensors",
         )
-    rows, vocabulary = scene.config.token_rows(site.module), spec.shape[0]
+    rows, vocabulary = scene.config.token_rows(site.module), (spec.shape or (0,))[0]
     count = scene.adapter[site.factors["rows"]].shape[0]
     if len(set(rows)) != len(rows) or len(rows) != count or not all(0 <= row < vocabulary for row in rows):
         raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -40,18 +39,6 @@ def test_the_import_check_can_fail(model):
     code = f"import sys; from wiseft_core.cli import main; code = main({model.args('--quiet')!r})"
     done = python("-c", f"{code}; print(code, 'torch' in sys.modules)")
     assert done.stdout.splitlines()[-1] == "0 True", done.stderr
-
-
-def test_python_dash_m_runs_no_code_from_the_working_directory(tmp_path, model):
-    """Modules in the working directory are not run by `python -m wiseft_core`, though Python would find them first."""
-    hostile = tmp_path / "hostile"
-    hostile.mkdir()
-    for name in ("torch", "numpy", "json", "mmap", "typer", "rich", "safetensors", "blake3", "shutil", "tempfile"):
-        (hostile / f"{name}.py").write_text("raise SystemExit(99)")
-    assert python("-c", "import typer", cwd=hostile).returncode == 99
-    done = python("-m", "wiseft_core", *model.args("--json"), cwd=hostile)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["touched"] == 2
 
 
 def test_without_the_extra_the_pip_line_is_printed(monkeypatch, capsys):

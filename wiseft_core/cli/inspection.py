@@ -168,6 +168,11 @@ def _scales(ranks: Mapping[str, int], config: AdapterConfig | None, refusals: li
     problems: list[WiseftError] = []
     if config is None:
         return found
+    try:
+        config.check_work(ranks)
+    except WiseftError as problem:
+        refusals.append(problem)
+        return found
     for module, rank in ranks.items():
         try:
             found[canonical(config.scale(module, rank))] += 1

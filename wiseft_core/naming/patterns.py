@@ -70,9 +70,10 @@ def compile_pattern(pattern: str) -> Pattern:
 
 def matches(pattern: Pattern, path: str) -> bool:
     """Whether PEFT would match `pattern` to the module at `path`: whole, or from behind any of its dots."""
-    ends = {len(path), len(path.removesuffix("\n"))}  # `$` also holds before a last line break
     if not pattern.states:
-        return any(_ends_in(pattern, path, end) for end in ends)
+        # `$` also holds before a last line break
+        return _ends_in(pattern, path, len(path)) or (path[-1:] == "\n" and _ends_in(pattern, path, len(path) - 1))
+    ends = {len(path), len(path.removesuffix("\n"))}
     return any(0 in active and position in ends for position, active in enumerate(run(pattern, path)))
 
 

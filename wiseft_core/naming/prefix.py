@@ -6,9 +6,10 @@ sets of names, never from a list of known models, and a name that merely ends al
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from wiseft_core.errors import nearest
 
 
 class Rule(NamedTuple):
@@ -26,6 +27,8 @@ class Rule(NamedTuple):
 
 
 EXACT = Rule()
+SAMPLE: Final = 100
+RULES: Final = 10_000
 
 
 def rules(required: Collection[str], base: Collection[str]) -> tuple[Rule, ...]:
@@ -34,14 +37,17 @@ def rules(required: Collection[str], base: Collection[str]) -> tuple[Rule, ...]:
         return (EXACT,)
     found = {Rule(add=first) for first in _first_components(base)}
     found |= {Rule(strip=first) for first in _first_components(required)}
-    return tuple(sorted(rule for rule in found if all(rule(name) in base for name in required)))
+    # What is missing comes first: a rule that does not help is dropped at once, however many there are.
+    ordered = sorted(required, key=base.__contains__)
+    return tuple(sorted(rule for rule in found if all(rule(name) in base for name in ordered)))
 
 
 def nearest_rule(required: Collection[str], base: Collection[str]) -> Rule:
-    """The rule that places the most names, to report what is missing under it."""
+    """The rule that places the most names, of a sample where there are many, to report what is missing under it."""
+    sample = sorted(required)[:: 1 + len(required) // SAMPLE]
     found = [EXACT, *(Rule(add=first) for first in sorted(_first_components(base)))]
     found += [Rule(strip=first) for first in sorted(_first_components(required))]
-    return max(found, key=lambda rule: sum(rule(name) in base for name in required))
+    return max(found[:RULES], key=lambda rule: sum(rule(name) in base for name in sample))
 
 
 def suggestions(name: str, base: Iterable[str], *, most: int = 3) -> list[str]:
@@ -58,7 +64,7 @@ def suggestions(name: str, base: Iterable[str], *, most: int = 3) -> list[str]:
 
     scored = sorted(((common(other), other) for other in base), key=lambda pair: (-pair[0], pair[1]))
     best = [other for score, other in scored[:most] if score > 1]
-    return best or difflib.get_close_matches(name, [other for _, other in scored[:10_000]], n=most, cutoff=0.6)
+    return best or nearest(name, [other for _, other in scored], most=most)
 
 
 def _first_components(names: Collection[str]) -> set[str]:

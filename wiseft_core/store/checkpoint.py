@@ -6,8 +6,6 @@ that safetensors opens. Torch is imported when the first value is asked for: hea
 
 from __future__ import annotations
 
-import difflib
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from wiseft_core.errors import BindingError, CheckpointError, Unsupported, listed
+from wiseft_core.errors import BindingError, CheckpointError, Unsupported, listed, nearest
 from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.locate import Place, locate, read_index
 from wiseft_core.store.reader import TensorFile
@@ -80,7 +78,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
             Unsupported: Torch has no dtype for it.
         """
         if name not in self._homes:
-            near = difflib.get_close_matches(name, list(itertools.islice(self.specs, 10_000)))
+            near = nearest(name, self.specs)
             raise BindingError(
                 f"{name} — no such tensor in {self.path}",
                 expected=f"one of its {len(self.specs)} names",
