@@ -14,23 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
 from torch import Tensor
 
 from wiseft_core import dtypes, executors
-from wiseft_core.errors import ConfigError, listed
-from wiseft_core.record import check_resumable, finished, job_of, manifest_of, places, sources
+from wiseft_core.errors import CheckpointError, ConfigError, NotFinite, listed
+from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places, sources
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike, Memory, Source, as_source
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.files import FILES, Files, read_file
-from wiseft_core.store.manifest import MANIFEST
+from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
 from wiseft_core.store.shards import Shard, index_bytes, index_still_right, keep_shards, parse_size, split_shards
 from wiseft_core.store.sidecars import Sidecars, copy_sidecar, plan_sidecars
 from wiseft_core.store.strict_json import as_mapping, read_json
-from wiseft_core.store.writer import ShardWriter, write_file
-from wiseft_core.tasks import Counter, Progress, fill
+from wiseft_core.store.writer import ShardWriter, digest_file, write_file
+from wiseft_core.tasks import Counter, Progress, compare, fill
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 
@@ -75,7 +76,8 @@ def save_checkpoint(
         progress: Told of bytes done and bytes in all.
         sync: Force everything to disk before publishing; without, the manifest does not claim it.
         resume: Keep what is finished if the run stops, and go on where a stopped run of the same job was: shards that
-            have their digest still are not computed again. A finished output of the same job is left as it is.
+            have their digest still are not computed again. A finished output of the same job, compared with it byte for
+            byte, is left as it is.
         max_bytes: Refuse, before anything is written, an output with more bytes of weights than this ("200GB").
     Returns:
         What was written, and which files beside the base were left out.
@@ -95,12 +97,19 @@ def save_checkpoint(
     if resume:
         check_resumable(job.view)
     identity = job_of(job.view, [shard.header.raw for shard in job.shards], files, synced=sync) if resume else None
-    if resume and out.is_dir() and finished(out, job.view, files, synced=sync):
+    there = finished(out, job.view, files, synced=sync) if resume and out.is_dir() else None
+    if there is not None:
+        _check_same(job, out, there, inputs, files, threads or executors.default_threads(), progress)
         Staging(out, files, sync=sync, inputs=()).settle()
         return _report(job, out, {}, "this job is finished already: nothing was written")
     overlap = [place for source in inputs for place in places(source)]
     with Staging(out, files, sync=sync, inputs=overlap, job=identity) as staging:
-        digests = _write_shards(job, staging, files, threads or executors.default_threads(), progress, sync)
+        try:
+            digests = _write_shards(job, staging, files, threads or executors.default_threads(), progress, sync)
+        except (CheckpointError, NotFinite):
+            for source in inputs:  # what ends early or is not finite now, and was not when planned, has changed
+                source.check_unchanged()
+            raise
         digests |= _write_beside(job, staging.folder, files, sync)
         for source in inputs:
             source.check_unchanged()
@@ -175,6 +184,54 @@ def _check_size(job: Job, limit: int | str | None) -> None:
         )
 
 
+def _check_same(
+    job: Job,
+    out: Path,
+    there: Manifest,
+    inputs: Sequence[Checkpoint],
+    files: Files,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    """Refuse a whole output that is not, byte for byte, what this job would write: nothing else tells two bases apart.
+
+    Raises:
+        ConfigError: It is the output of another job.
+        InputChanged: An input changed while it was compared.
+    """
+    shards, beside = {shard.name for shard in job.shards}, _digests_beside(job, files)
+    if beside != {entry.file: entry.blake3 for entry in there.outputs if entry.file not in shards}:
+        raise other_job(out, "other files, or other content of a file beside the weights")
+    try:
+        compare(job.shards, out, job.view, files, threads, progress)
+    except (CheckpointError, NotFinite) as error:
+        for source in inputs:
+            source.check_unchanged()
+        raise other_job(out, f"{error.where}: {error.got}") from error
+
+
+def _digests_beside(job: Job, files: Files) -> dict[str, str]:
+    """The digest that index and sidecar files would have, by file name."""
+    digests = {}
+    if job.index is not None:
+        digests[_index_name(job)] = blake3(job.index).hexdigest()
+    for name, source in job.sidecars.copies:
+        replace = _new_config(source, job.view) if name == "config.json" else None
+        descriptor = files.open_read(source)
+        try:
+            size = files.identity(descriptor)[2]
+            own = digest_file(descriptor, size, files, source) if replace is None else blake3(replace).hexdigest()
+            digests[name] = own
+        finally:
+            files.close(descriptor)
+    return digests
+
+
+def _index_name(job: Job) -> str:
+    """The file name of the output's index."""
+    return job.like.index_name if job.like is not None and job.like.index_name else INDEX_FILE
+
+
 def _write_shards(
     job: Job, staging: Staging, files: Files, threads: int, progress: Progress | None, sync: bool
 ) -> dict[str, tuple[int, str]]:
@@ -205,7 +262,7 @@ def _write_beside(job: Job, folder: Path, files: Files, sync: bool) -> dict[str,
     """Write index and sidecar files; size and digest of each, by file name."""
     written = {}
     if job.index is not None:
-        name = job.like.index_name if job.like is not None and job.like.index_name else INDEX_FILE
+        name = _index_name(job)
         written[name] = (len(job.index), write_file(folder / name, job.index, files, sync))
     for name, source in job.sidecars.copies:
         replace = _new_config(source, job.view) if name == "config.json" else None

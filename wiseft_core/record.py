@@ -23,6 +23,7 @@ from wiseft_core.store.files import Files, read_file
 from wiseft_core.store.manifest import (
     MANIFEST,
     InputFile,
+    Manifest,
     OutputFile,
     build_manifest,
     check_outputs,
@@ -94,27 +95,33 @@ def check_resumable(view: StateDict | Source) -> None:
         )
 
 
-def finished(out: Path, view: StateDict | Source, files: Files, *, synced: bool) -> bool:
-    """Whether a whole output of this very job is at `out` already.
+def finished(out: Path, view: StateDict | Source, files: Files, *, synced: bool) -> Manifest | None:
+    """The manifest of a whole output at `out` that says it is this job's; None where there is no manifest.
+
+    A manifest knows the headers of a base and not its values: those are still to be compared.
 
     Raises:
-        ConfigError: An output of another job is there, or its inputs changed since, or it is not sound any more.
+        ConfigError: An output of another job is there, or it is not sound any more.
     """
     if files.status(out / MANIFEST) is None:
-        return False
+        return None
     there = parse_manifest(read_file(out / MANIFEST, files), str(out / MANIFEST))
     wanted = parse_manifest(manifest_of(view, {}, files, synced=synced), MANIFEST)
-    written = (out / MANIFEST).stat().st_mtime_ns
-    changed = [file.name for source in sources(view) for file in source.files if file.identity[3] > written]
     broken = check_outputs(out, there, files)
-    if replace(there, outputs=()) != wanted or changed or broken:
-        raise ConfigError(
-            f"{out} — an output is there, and it is not this job's",
-            expected="an output of the same inputs, alpha, policy and version, whole and not older than its inputs",
-            got=f"problems with {listed([name for name, _ in broken])}" if broken else "something that differs",
-            hint="choose another folder, or remove this one yourself",
-        )
-    return True
+    if replace(there, outputs=()) != wanted or broken:
+        names = listed([name for name, _ in broken])
+        raise other_job(out, f"problems with {names}" if broken else "a manifest that differs")
+    return there
+
+
+def other_job(out: Path, got: str) -> ConfigError:
+    """The refusal to take what is at `out` for a finished output of this job."""
+    return ConfigError(
+        f"{out} — an output is there, and it is not this job's",
+        expected="a whole output of the same inputs, alpha, policy and version",
+        got=got,
+        hint="choose another folder, or remove this one yourself",
+    )
 
 
 def sources(view: StateDict | Source) -> list[Checkpoint]:

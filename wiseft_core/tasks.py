@@ -6,7 +6,9 @@ Verb floor, below `offline`: it knows where bytes come from and where they go, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Final
 
@@ -14,11 +16,13 @@ import torch
 from torch import Tensor
 
 from wiseft_core.bound import Bound, Prepared
-from wiseft_core.executors import Task
+from wiseft_core.executors import Task, run
 from wiseft_core.sources import Source
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
-from wiseft_core.store.writer import ShardWriter
+from wiseft_core.store.files import Files
+from wiseft_core.store.shards import Shard
+from wiseft_core.store.writer import ShardChecker, ShardWriter
 from wiseft_core.tiles import Tile, grid
 from wiseft_core.types import TensorSpec
 
@@ -48,6 +52,32 @@ def fill(
             else:
                 yield last.one_of(_copy(writer, name, view, name, 0, spec.nbytes, done))
         yield last.end
+
+
+def compare(
+    shards: Sequence[Shard],
+    folder: Path,
+    view: StateDict | Source,
+    files: Files,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    """Compare the shards in a folder with what would be written; nothing is.
+
+    Raises:
+        CheckpointError: One is missing, or has another byte.
+        WiseftError: As for what would be written.
+    """
+    checkers: list[ShardChecker] = []
+    done = Counter(progress, sum(shard.header.payload for shard in shards))
+    try:
+        for shard in shards:
+            checkers.append(ShardChecker(folder / shard.name, shard.header, files))
+        with ThreadPoolExecutor(threads) as pool:
+            run(fill(checkers, view, done, lambda checker: None), pool, window=2 * threads)
+    finally:
+        for checker in checkers:
+            checker.abort()
 
 
 def _tensor(writer: ShardWriter, view: StateDict, name: str, spec: TensorSpec, done: Counter) -> Iterator[Task]:

@@ -95,6 +95,12 @@ class Files:
         seen = os.fstat(descriptor)
         return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
 
+    def is_changed(self, descriptor: int, before: tuple[int, ...]) -> bool:
+        """Whether a file is not what `identity` said before. To lose its last name, to a rename, is no change."""
+        now = self.identity(descriptor)
+        replaced = now[:4] == before[:4] and os.fstat(descriptor).st_nlink == 0
+        return now != before and not replaced
+
     def read_into(self, descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
         """Fill `buffer` from `offset`. A file that ends early is an error, never a short result."""
         done = 0

@@ -91,15 +91,15 @@ class TensorFile:
         """Do nothing where the file is as it was when it was opened.
 
         Raises:
-            InputChanged: Somebody wrote to it, truncated it, linked to it or replaced it.
+            InputChanged: Somebody wrote to it, truncated it or linked to it. One that was replaced by a rename is as it
+                was: the descriptor keeps the old one.
         """
         self.check_open()
-        now = self._files.identity(self.descriptor)
-        if now != self.identity:
+        if self._files.is_changed(self.descriptor, self.identity):
             raise InputChanged(
                 f"{self.path} — changed while it was read",
                 expected=f"size, mtime and ctime as at opening: {self.identity[2:]}",
-                got=f"{now[2:]}",
+                got=f"{self._files.identity(self.descriptor)[2:]}",
                 hint="do not write to inputs while wiseft runs; run again once they are at rest",
             )
 

@@ -101,18 +101,24 @@ def copy_sidecar(source: Path, target: Path, files: Files, sync: bool, replace: 
     descriptor = files.open_read(source)
     try:
         before = files.identity(descriptor)
-        digest = copy_file(descriptor, before[2], target, files, sync)
-        after = files.identity(descriptor)
+        try:
+            digest = copy_file(descriptor, before[2], target, files, sync)
+        finally:  # a source that ended early is one that changed
+            _check_unchanged(source, descriptor, before, files)
     finally:
         files.close(descriptor)
-    if before != after:
+    return before[2], digest
+
+
+def _check_unchanged(source: Path, descriptor: int, before: tuple[int, ...], files: Files) -> None:
+    """Refuse a file that is not what it was when it was opened."""
+    if files.is_changed(descriptor, before):
         raise InputChanged(
             f"{source} — changed while it was copied",
             expected=f"size, mtime and ctime as at opening: {before[2:]}",
-            got=f"{after[2:]}",
+            got=f"{files.identity(descriptor)[2:]}",
             hint="do not write to inputs while wiseft runs; run again once they are at rest",
         )
-    return before[2], digest
 
 
 def _walk(root: Path, files: Files, *, tokenizer_only: bool = False) -> Iterator[_Found]:

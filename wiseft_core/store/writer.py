@@ -13,6 +13,7 @@ from typing import Final
 
 from blake3 import blake3
 
+from wiseft_core.errors import CheckpointError
 from wiseft_core.store.files import Buffer, Files, faults
 from wiseft_core.store.header import Header
 
@@ -105,6 +106,55 @@ class ShardWriter:
         with self._lock:
             self._left[name] -= count
         return self.header.start + self.header.offsets[name] + start
+
+
+class ShardChecker(ShardWriter):
+    """A shard that is there already, in the place of its writer: what would be written is compared with what is.
+
+    Args:
+        path: Where it is; it is opened for reading alone.
+        header: The header that it should have.
+        files: The seam to read through.
+    Raises:
+        CheckpointError: There is no such file, or its header or, later, another byte of it is another one.
+        Fault: The operating system fails.
+    """
+
+    def __init__(self, path: Path, header: Header, files: Files) -> None:
+        self.path, self.header, self._files = path, header, files
+        self._left = {name: spec.nbytes for name, spec in header.specs.items()}
+        self._lock = Lock()
+        self._descriptor = files.open_read(path)
+        try:
+            self._compare("the header", 0, memoryview(header.raw))
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
+        """Compare `buffer` with the payload of a tensor from byte `start_byte` on."""
+        view = memoryview(buffer).cast("B")
+        self._compare(name, self._claim(name, start_byte, view.nbytes), view)
+
+    def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
+        """Compare `nbytes` of a file at `source_offset` with the payload of a tensor from byte `start` on."""
+        buffer = memoryview(bytearray(min(CHUNK, nbytes)))
+        for at in range(0, nbytes, CHUNK):
+            piece = buffer[: min(CHUNK, nbytes - at)]
+            self._files.read_into(source_descriptor, piece, source_offset + at, f"the source of {name}")
+            self.write(name, start + at, piece)
+
+    def _compare(self, what: str, offset: int, wanted: memoryview) -> None:
+        """Refuse bytes at `offset` of the file that are not those wanted."""
+        found = memoryview(bytearray(len(wanted)))
+        self._files.read_into(self._open(), found, offset, self.path)
+        if found != wanted:
+            raise CheckpointError(
+                f"{self.path} — {what}",
+                expected="the bytes that this job would write",
+                got="other bytes",
+                hint="choose another folder for the output, or remove this one yourself",
+            )
 
 
 def write_file(path: Path, data: bytes, files: Files, sync: bool) -> str:
