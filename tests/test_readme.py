@@ -68,5 +68,5 @@ def test_exactly_two_setup_commands() -> None:
 
     assert commands == [
         "pip install '.[cli]' && wiseft demo",
-        "pip install '.[test]' && pytest -n auto --dist loadfile",
+        "pip install '.[test]' && pytest -q",
     ]

@@ -47,7 +47,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Base, adapter, and the plan that joins them."""
+    """Base, adapter, and the plan that joins them; `config_bytes` is the content of the adapter's config file."""
 
     base: Source
     adapter: Source
@@ -57,6 +57,7 @@ class Bound:
     output_dtype: str | None
     overflow: str
     device: torch.device | None
+    config_bytes: bytes | None = None
 
     def source(self, name: str) -> tuple[Source, str]:
         """Where an output tensor's own bytes are: in the base, or in the adapter for a new one; and under which key."""

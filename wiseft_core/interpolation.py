@@ -90,7 +90,9 @@ def interpolate(
     plan = bind_sources(source, tuned, base_config=base_config, output_dtype=dtype, families=families)
     place = None if device is None else torch.device(device)
     check_numbers(compute_dtype, overflow)
-    bound = Bound(source, tuned.source, plan, families, _compute(compute_dtype, place), dtype, overflow, place)
+    bound = Bound(
+        source, tuned.source, plan, families, _compute(compute_dtype, place), dtype, overflow, place, tuned.config_bytes
+    )
     view = StateDict(bound, alpha, extrapolate=extrapolate)
     bound.check_values(factors=not tuned.complete)
     return view

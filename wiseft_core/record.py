@@ -56,6 +56,9 @@ def manifest_of(
         )
     bound = view.bound
     adapter = _inputs("adapter", bound.adapter, files)
+    if adapter and bound.config_bytes is not None:  # as it was parsed, whatever the file holds by now
+        digest = blake3(bound.config_bytes).hexdigest()
+        adapter.append(InputFile("adapter", CONFIG_FILE, len(bound.config_bytes), digest, None))
     return build_manifest(
         version=__version__,
         alpha=alpha_text(view),
@@ -148,20 +151,7 @@ def _inputs(role: str, source: Source, files: Files) -> list[InputFile]:
         small = role == "adapter" and len(source.files) == 1
         content = digest_file(file.descriptor, size, files, file.path) if small else None
         entries.append(InputFile(role, file.name, size, content, header))
-    config = source.path.parent / CONFIG_FILE
-    if role == "adapter" and config.exists():
-        entries.append(_small(role, config, files))
     return entries
-
-
-def _small(role: str, path: Path, files: Files) -> InputFile:
-    """The identity of a small file: its size and the digest of its content."""
-    descriptor = files.open_read(path)
-    try:
-        size = files.identity(descriptor)[2]
-        return InputFile(role, path.name, size, digest_file(descriptor, size, files, path), None)
-    finally:
-        files.close(descriptor)
 
 
 def places(source: Source) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, DtypeMismatch, Unsupported, listed
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
-from wiseft_core.store.strict_json import read_json
+from wiseft_core.store.files import read_file
+from wiseft_core.store.strict_json import load_json
 from wiseft_core.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -86,11 +87,13 @@ class Adapter:
             to. From `open_adapter` this is a `Checkpoint`.
         config: The adapter's config, or None for one whose file carries all that is needed.
         path: The folder it was read from, or None.
+        config_bytes: The content of its adapter_config.json, as it was parsed.
     """
 
     tensors: Mapping[str, Tensor]
     config: AdapterConfig | None = None
     path: str | None = None
+    config_bytes: bytes | None = None
 
 
 def as_source(tensors: BaseLike) -> Source:
@@ -142,7 +145,8 @@ def open_adapter(path: str | os.PathLike[str], *, name: str | None = None) -> Ad
             got="adapter_model.bin",
             hint="load the adapter with PEFT and save it again: PeftModel.save_pretrained writes safetensors",
         )
-    raw = read_json(folder / CONFIG_FILE)
+    content = read_file(folder / CONFIG_FILE)
+    raw = load_json(content, str(folder / CONFIG_FILE))
     if not isinstance(raw, Mapping):
         raise CheckpointError(
             f"{folder / CONFIG_FILE} — not a JSON object",
@@ -151,16 +155,16 @@ def open_adapter(path: str | os.PathLike[str], *, name: str | None = None) -> Ad
             hint="use the file that PEFT saved with the adapter",
         )
     config = AdapterConfig.from_mapping(raw, str(folder / CONFIG_FILE))
-    return Adapter(open_checkpoint(folder / WEIGHTS_FILE), config, str(folder))
+    return Adapter(open_checkpoint(folder / WEIGHTS_FILE), config, str(folder), content)
 
 
 class Tuned(NamedTuple):
-    """What tuning left: its tensors, its config, whether it is a full checkpoint, and the folder it came from."""
+    """What tuning left: its tensors, its config, whether it is a full checkpoint, and its config file's content."""
 
     source: Source
     config: AdapterConfig | None
     complete: bool
-    path: str | None = None
+    config_bytes: bytes | None = None
 
 
 def as_tuned(
@@ -177,9 +181,9 @@ def as_tuned(
         else:
             adapter = open_checkpoint(adapter)
     if isinstance(adapter, Checkpoint):
-        return Tuned(adapter, given, given is None, str(adapter.path))
+        return Tuned(adapter, given, given is None)
     if isinstance(adapter, Adapter):
-        return Tuned(as_source(adapter.tensors), given or adapter.config, False, adapter.path)
+        return Tuned(as_source(adapter.tensors), given or adapter.config, False, adapter.config_bytes)
     source = as_source(adapter)
     return Tuned(source, given, given is None and base.keys() <= source.specs.keys())
 
