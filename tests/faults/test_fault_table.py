@@ -475,8 +475,8 @@ def test_a_signal_to_a_process_of_its_own(place, tmp_path, number, code):
     """The same for the command in a process that a shell started."""
     gate = tmp_path / "gate"
     gate.touch()
-    root = Path(wiseft_core.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    roots = [Path(wiseft_core.__file__).parents[1], Path(__file__).parents[1]]  # the package may be installed elsewhere
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}
     command = [sys.executable, seam.__file__, str(gate), *place.args()]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
