@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOOLS = {
     "ruff check": [sys.executable, "-m", "ruff", "check", "--no-cache", "."],
-    "ruff format": [sys.executable, "-m", "ruff", "format", "--no-cache", "--check", "."],
+    "ruff format": [sys.executable, "-m", "ruff", "format", "--no-cache", "--check", "wiseft_core", "tests"],
     "mypy": [sys.executable, "-m", "mypy", "--cache-dir", "/dev/null"],
     "import-linter": [
         sys.executable,
