@@ -31,7 +31,7 @@ TOKENIZER: Final = frozenset({
 TOKENIZER_FOLDER: Final = "additional_chat_templates"
 TOKENIZER_PROOF: Final = frozenset({"tokenizer.json", "tokenizer_config.json", "tokenizer.model"})
 """An adapter folder with one of these has a tokenizer of its own."""
-ENTRY_LIMIT: Final = 20_000
+ENTRY_LIMIT: Final = 10_000
 _FOLDERS: Final = frozenset({".git", ".cache"})
 
 
@@ -71,7 +71,7 @@ def plan_sidecars(
         taken: Relative names that the run reads or writes by itself; they are neither copied nor listed.
         files: The seam to look through.
     Raises:
-        CheckpointError: More than 20000 entries.
+        CheckpointError: More than 10000 entries.
         Fault: A folder cannot be read.
     """
     found = list(_walk(base_folder, files)) if base_folder is not None else []
