@@ -120,10 +120,10 @@ def check_inputs_stay(sample: Sample) -> None:
 
 
 def check_record(family: Family) -> None:
-    """The record is whole: axes from the vocabulary, one of add and tuned, a paper, and docstrings that say all."""
+    """The record is whole: axes from the vocabulary, one of delta and tuned, a paper, and docstrings that say all."""
     assert family.source and family.parameters
     for change in family.parameters.values():
-        assert (change.add is None) != (change.tuned is None)
+        assert (change.delta is None) != (change.tuned is None)
         assert change.measure is None or change.tuned is not None
         assert {axis for axes in change.factors.values() for axis in axes.split()} <= {"out", "in", "rank", "row"}
         check_docstring(change)
@@ -131,7 +131,7 @@ def check_record(family: Family) -> None:
 
 def check_docstring(change: Change) -> None:
     """Formula, shapes, exactness and source, with every role named."""
-    text = (change.add or change.tuned).__doc__ or ""
+    text = (change.delta or change.tuned).__doc__ or ""
     for word in ("Shapes:", "Exactness:", "Source:", "Returns"):
         assert word in text, word
     assert re.search(r"\n\n {8}\S", text), "a formula, indented, after the first line"

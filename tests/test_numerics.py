@@ -295,41 +295,51 @@ def test_finish_takes_an_empty_tile():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rank", [1, 2, 16, 129, 520])
 @pytest.mark.parametrize("width", [1, 2, 7, 64, 333, 1024])
-def test_addmm_has_the_same_bits_for_any_threads_rows_and_layout(dtype, rank, width):
+def test_product_has_the_same_bits_for_any_threads_rows_and_layout(dtype, rank, width):
     """A row's bits depend on the row, not on threads, neighbours, strides or where the columns were cut."""
     draw = torch.Generator().manual_seed(rank * width)
-    weight, left, right = (torch.randn(*s, generator=draw).to(dtype) for s in ((64, width), (64, rank), (rank, width)))
+    left, right = (torch.randn(*s, generator=draw).to(dtype) for s in ((64, rank), (rank, width)))
     with threads(1):
-        whole = numerics.addmm(weight.clone(), left, right, 0.37)
+        whole = numerics.product(left, right)
     for count in (1, 2, 3):
         with threads(count):
             for rows in (1, 2, 7, 32, 64):
-                got = numerics.addmm(weight[:rows].clone(), left[:rows], right, 0.37)
-                assert torch.equal(got, whole[:rows])
-    across = weight.t().clone(memory_format=torch.contiguous_format).t()
-    assert numerics.addmm(across, left.t().contiguous().t(), right.t().contiguous().t(), 0.37) is across
-    assert torch.equal(across, whole)
+                assert torch.equal(numerics.product(left[:rows], right), whole[:rows])
+    assert torch.equal(numerics.product(left.t().contiguous().t(), right.t().contiguous().t()), whole)
     part = slice(0, max(1, width // 3))
-    assert torch.equal(numerics.addmm(weight[:, part].clone(), left, right[:, part], 0.37), whole[:, part])
+    assert torch.equal(numerics.product(left, right[:, part]), whole[:, part])
 
 
-def test_addmm_is_exact_but_for_the_last_steps():
-    """With bf16 factors the product is exact: at most the scaling and the sum round."""
+def test_a_moved_product_is_exact_but_for_the_last_steps():
+    """With bf16 factors the product is exact: at most the scaling and the sum round, and nothing given is modified."""
     draw = torch.Generator().manual_seed(1)
     weight, left, right = (torch.randn(*s, generator=draw).bfloat16().double() for s in ((3, 5), (3, 200), (200, 5)))
-    got = numerics.addmm(weight.clone(), left, right, 1 / 3)
+    change = numerics.product(left, right)
+    before = weight.clone(), change.clone()
+    got = numerics.moved(weight, change, 1 / 3)
     for i in range(3):
         for j in range(5):
             product = sum(Fraction(left[i, k].item()) * Fraction(right[k, j].item()) for k in range(200))
             exact = Fraction(weight[i, j].item()) + Fraction(1 / 3) * product
             slack = (abs(product) + abs(exact)) * Fraction(2) ** -53
             assert abs(Fraction(got[i, j].item()) - exact) <= slack
+    assert torch.equal(weight, before[0]) and torch.equal(change, before[1])
 
 
-def test_addmm_of_rank_zero_changes_nothing():
+def test_product_of_rank_zero_is_zero():
     """An empty product is zero."""
-    weight = torch.tensor([[1.0, -0.0]])
-    assert torch.equal(bits(numerics.addmm(weight.clone(), torch.empty(1, 0), torch.empty(0, 2), 2.0)), bits(weight))
+    assert torch.equal(numerics.product(torch.empty(1, 0), torch.empty(0, 2)), torch.zeros(1, 2))
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_an_ordered_sum_does_not_know_the_order(terms, order):
+    """Every permutation of the terms gives the same bits, near the exact sum."""
+    parts = [torch.tensor([[term]], dtype=torch.float64) for term in terms]
+    total = numerics.ordered_sum(parts)
+    order.shuffle(parts)
+    assert torch.equal(numerics.ordered_sum(parts).view(torch.int64), total.view(torch.int64))
+    exact, size = sum(map(Fraction, terms)), sum(abs(Fraction(term)) for term in terms)
+    assert abs(Fraction(total.item()) - exact) <= size * Fraction(2) ** -50
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -21,6 +21,7 @@ DOOR = [
     "StateDict",
     "TensorSpec",
     "WiseftError",
+    "combine",
     "errors",
     "families",
     "interpolate",
@@ -34,7 +35,7 @@ DOOR = [
     "sweep",
     "verify",
 ]
-VERBS = ["interpolate", "interpolate_tensor", "plan", "save_checkpoint", "sweep", "verify"]
+VERBS = ["combine", "interpolate", "interpolate_tensor", "plan", "save_checkpoint", "sweep", "verify"]
 
 
 def test_door_is_exactly_this() -> None:

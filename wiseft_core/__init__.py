@@ -13,12 +13,14 @@ from wiseft_core.version import __version__ as __version__
 if TYPE_CHECKING:
     from wiseft_core import errors, families, naming, schedules
     from wiseft_core.binding import Plan
+    from wiseft_core.combination import combine
     from wiseft_core.config import AdapterConfig
     from wiseft_core.errors import WiseftError
-    from wiseft_core.interpolation import interpolate, interpolate_tensor, sweep
+    from wiseft_core.interpolation import interpolate, sweep
     from wiseft_core.offline import save_checkpoint
     from wiseft_core.planning import plan
     from wiseft_core.report import Report
+    from wiseft_core.single import interpolate_tensor
     from wiseft_core.sources import Adapter, open_adapter
     from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
@@ -34,8 +36,9 @@ _HOMES = {
     "StateDict": "statedict",
     "TensorSpec": "types",
     "WiseftError": "errors",
+    "combine": "combination",
     "interpolate": "interpolation",
-    "interpolate_tensor": "interpolation",
+    "interpolate_tensor": "single",
     "open_adapter": "sources",
     "open_checkpoint": "store.checkpoint",
     "plan": "planning",
@@ -55,6 +58,7 @@ __all__ = [
     "StateDict",
     "TensorSpec",
     "WiseftError",
+    "combine",
     "errors",
     "families",
     "interpolate",

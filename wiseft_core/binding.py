@@ -12,7 +12,7 @@ from typing import Any
 
 from wiseft_core import guards
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import UnusedPattern, WiseftError, listed
+from wiseft_core.errors import ShapeMismatch, UnusedPattern, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.naming.peft import PeftKey, parse_keys
 from wiseft_core.orientation import Orientation
@@ -151,6 +151,60 @@ def bind(
         homes=_homes(placed.new, base),
         rule=str(placed.rule),
         notes=tuple(notes),
+    )
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """The plan of several adapters over one base: what any of them touches, and every tensor that any of them brings.
+
+    A single plan stays as it is. Of several, new tensors are in the order of their names, so that the order of the
+    adapters does not matter; the steps of a tensor are those of one adapter after the other, though they are summed.
+
+    Raises:
+        ShapeMismatch: Two adapters bring a new tensor of one name with different shapes or dtypes.
+    """
+    if len(plans) == 1:
+        return plans[0]
+    brought: dict[str, TensorSpec] = {}
+    for plan in plans:
+        for name in plan.new:
+            if brought.setdefault(name, plan.outputs[name]) != plan.outputs[name]:
+                raise new_twice(name, f"one tensor, {brought[name]} in each", f"{plan.outputs[name]} in one of them")
+    kept = {name: spec for name, spec in plans[0].outputs.items() if name not in plans[0].new}
+    bindings = {name: _sum([plan.bindings[name] for plan in plans if name in plan.bindings]) for name in kept}
+    return Plan(
+        outputs=kept | dict(sorted(brought.items())),
+        bindings={name: bound for name, bound in bindings.items() if bound is not None},
+        new={name: key for plan in plans for name, key in sorted(plan.new.items())},
+        same={name: key for plan in plans for name, key in plan.same.items()},
+        ignored=tuple(sorted(key for plan in plans for key in plan.ignored)),
+        homes={name: home for plan in plans for name, home in plan.homes.items()},
+        rule=", ".join(sorted({plan.rule for plan in plans})),
+        notes=tuple(sorted({note for plan in plans for note in plan.notes})),
+    )
+
+
+def _sum(bindings: Sequence[Binding]) -> Binding | None:
+    """What several adapters do to one tensor; None for no adapter."""
+    if not bindings:
+        return None
+    rows = union_rows([bound.rows for bound in bindings])
+    steps = tuple(step for bound in bindings for step in bound.steps)
+    return Binding(bindings[0].name, bindings[0].spec, steps, rows)
+
+
+def union_rows(lists: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """The rows that any of several changes touches, ascending; None for all."""
+    return None if None in lists else tuple(sorted({row for rows in lists for row in rows or ()}))
+
+
+def new_twice(name: str, expected: str, got: str) -> ShapeMismatch:
+    """The refusal of a tensor that several adapters bring, each its own, and the base does not have."""
+    return ShapeMismatch(
+        f"{name} — several adapters bring this tensor, which the base does not have",
+        expected=expected,
+        got=got,
+        hint="there is no base value to interpolate from: combine adapters with the same head, or leave one out",
     )
 
 

@@ -14,24 +14,35 @@ import torch
 from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import Binding, Plan
+from wiseft_core.binding import Binding, Plan, new_twice, union_rows
+from wiseft_core.blending import Share, Term, tile_values
 from wiseft_core.errors import DtypeMismatch, WiseftError
 from wiseft_core.families import Family
 from wiseft_core.layouts import LAYOUTS
 from wiseft_core.sources import Memory, Source
 from wiseft_core.steps import StepSpec
-from wiseft_core.tiles import Numbers, Read, Step, Tile, factor_matrix, grid, measured, not_finite, tile_value
+from wiseft_core.tiles import Numbers, Read, Step, Tile, factor_matrix, grid, measured, not_finite
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One tensor of the result, ready to be computed tile by tile at a given alpha, by any number of threads."""
+    """One tensor of one or several results, ready to be computed tile by tile, by any number of threads.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        read: Reads the base's elements.
+        terms: What each adapter that has a share does to it.
+        shares: For each result, the coefficient of each term.
+        rows: The rows that differ from what `read` gives; None for all.
+        numbers: Dtypes, device and policy.
+    """
 
     name: str
     shape: tuple[int, ...]
     read: Read
-    steps: tuple[Step, ...]
-    alpha: float
+    terms: tuple[Term, ...]
+    shares: tuple[Share, ...]
     rows: Sequence[int] | None
     numbers: Numbers
 
@@ -39,53 +50,78 @@ class Prepared:
         """The tiles that differ from what `read` gives: all of them, or those of the touched rows."""
         return grid(self.shape, self.rows)
 
-    def value(self, tile: Tile) -> Tensor:
-        """The result's elements [tile.start, tile.stop), rounded once to the output dtype."""
+    def values(self, tile: Tile) -> list[Tensor]:
+        """For each result, its elements [tile.start, tile.stop), rounded once to the output dtype."""
         stored = self.read(tile.start, tile.stop)
-        return tile_value(tile, stored, self.steps, self.alpha, self.numbers, self.name)
+        return tile_values(tile, stored, self.terms, self.shares, self.numbers, self.name)
+
+    def value(self, tile: Tile) -> Tensor:
+        """`values` for the only result."""
+        (value,) = self.values(tile)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One adapter of a bound: its tensors, how it fits the base, and the content of its config file."""
+
+    adapter: Source
+    plan: Plan
+    config_bytes: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Base, adapter, and the plan that joins them; `config_bytes` is the content of the adapter's config file."""
+    """A base, the adapters over it, and the plan that joins them."""
 
     base: Source
-    adapter: Source
+    parts: tuple[Part, ...]
     plan: Plan
     families: Mapping[str, Family]
     compute: torch.dtype
     output_dtype: str | None
     overflow: str
     device: torch.device | None
-    config_bytes: bytes | None = None
 
     def source(self, name: str) -> tuple[Source, str]:
-        """Where an output tensor's own bytes are: in the base, or in the adapter for a new one; and under which key."""
-        return (self.adapter, self.plan.new[name]) if name in self.plan.new else (self.base, name)
+        """Where an output tensor's own bytes are: in the base, or in an adapter for a new one; and under which key."""
+        for part in self.parts if name in self.plan.new else ():
+            if name in part.plan.new:
+                return part.adapter, part.plan.new[name]
+        return self.base, name
 
-    def is_copy(self, name: str, alpha: float) -> bool:
+    def is_copy(self, name: str, share: Share) -> bool:
         """Whether an output tensor is its source's bytes, so that nothing is computed."""
         source, key = self.source(name)
-        same = source.specs[key].dtype == self.plan.outputs[name].dtype
-        return same and (alpha == 0 or name not in self.plan.bindings)
+        return not any(share) and source.specs[key].dtype == self.plan.outputs[name].dtype
 
-    def prepare(self, name: str, alpha: float) -> Prepared:
-        """Read the factors of one output tensor, and take the pass over it that some families need first."""
+    def rows(self, name: str, shares: Sequence[Share]) -> tuple[int, ...] | None:
+        """The rows of a tensor that differ from its source's bytes in any of the results, ascending; None for all."""
+        source, key = self.source(name)
+        bindings = [self.parts[at].plan.bindings[name] for at in _active(shares)]
+        if not bindings or source.specs[key].dtype != self.plan.outputs[name].dtype:
+            return None
+        return union_rows([bound.rows for bound in bindings])
+
+    def prepare(self, name: str, shares: Sequence[Share]) -> Prepared:
+        """Read the factors of one output tensor, and take the pass over it that some families need first.
+
+        Args:
+            name: The tensor.
+            shares: For each result, the coefficient of each part; 0 for a part that does not touch the tensor.
+        """
         source, key = self.source(name)
         shape, read = source.specs[key].shape, partial(source.read, key)
-        numbers = self._numbers(name)
-        bound = self.plan.bindings.get(name)
-        if bound is None or alpha == 0:
-            return Prepared(name, shape, read, (), alpha, None, numbers)
-        steps = tuple(self._step(step, bound, numbers) for step in bound.steps)
-        if bound.rows is not None and self.base.specs[name].dtype != self.plan.outputs[name].dtype:
-            raise DtypeMismatch(
-                f"{name} — trained token rows cannot be written in another dtype yet",
-                expected=f"{self.base.specs[name].dtype}, as in the base",
-                got=f"{self.plan.outputs[name].dtype}",
-                hint="leave output_dtype out",
-            )
-        return Prepared(name, shape, read, measured(shape, steps, read, numbers), alpha, bound.rows, numbers)
+        numbers, active = self._numbers(name), _active(shares)
+        terms = tuple(self._term(self.parts[at], name, shape, read, numbers) for at in active)
+        kept = tuple(tuple(share[at] for at in active) for share in shares)
+        return Prepared(name, shape, read, terms, kept, self.rows(name, shares), numbers)
+
+    def _term(self, part: Part, name: str, shape: tuple[int, ...], read: Read, numbers: Numbers) -> Term:
+        """What one adapter does to one tensor."""
+        bound = part.plan.bindings[name]
+        steps = tuple(self._step(part, step, bound, numbers) for step in bound.steps)
+        return Term(measured(shape, steps, read, numbers), bound.rows)
 
     def _numbers(self, name: str) -> Numbers:
         output = dtypes.TORCH_DTYPES[self.plan.outputs[name].dtype]
@@ -98,7 +134,7 @@ class Bound:
             return self.device
         return source.tensors[key].device if isinstance(source, Memory) else torch.device("cpu")
 
-    def _step(self, spec: StepSpec, bound: Binding, numbers: Numbers) -> Step:
+    def _step(self, part: Part, spec: StepSpec, bound: Binding, numbers: Numbers) -> Step:
         """The step with its factors read, widened, and in the order of the touched rows."""
         record = self.families[spec.family]
         change = record.parameters.get(spec.parameter) or record.parameters["*"]
@@ -107,33 +143,54 @@ class Bound:
         for role, key in spec.factors.items():
             axes = change.factors[role]
             if axes == "out in":
-                streams[role] = partial(self.adapter.read, key)
+                streams[role] = partial(part.adapter.read, key)
                 continue
-            factor = factor_matrix(self.whole(key), axes, key, numbers)
+            factor = factor_matrix(_whole(part, key), axes, key, numbers)
             factors[role] = factor[list(bound.entries)] if axes.startswith("row") else factor
         return Step(change, LAYOUTS[spec.layout], spec.scale, factors, streams)
 
-    def whole(self, key: str) -> Tensor:
-        """A whole adapter tensor, read and not mapped."""
-        spec = self.adapter.specs[key]
-        return self.adapter.read(key, 0, spec.numel).reshape(spec.shape)
-
-    def check_values(self, *, factors: bool) -> None:
+    def check_values(self, complete: Sequence[bool]) -> None:
         """Refuse what only values can tell: adapter values that are not finite, integers that tuning changed.
 
         Args:
-            factors: Also read every tensor of the adapter now; a full checkpoint is checked tile by tile instead.
+            complete: For each part, whether it is a full checkpoint: that is checked tile by tile instead of now.
         """
         problems: list[WiseftError] = []
-        for name, key in self.plan.same.items():
-            count = self.base.specs[name].numel
-            ours, theirs = self.base.read(name, 0, count), self.adapter.read(key, 0, count)
-            if not torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):
-                problems.append(_changed_integers(name, key))
-        for key, name in self.plan.consumed().items():
-            if factors and name and name not in self.plan.same and not numerics.is_all_finite(self.whole(key)):
-                problems.append(not_finite(key))
-        WiseftError.raise_all(problems)
+        for part, is_complete in zip(self.parts, complete, strict=True):
+            for name, key in part.plan.same.items():
+                count = self.base.specs[name].numel
+                ours, theirs = self.base.read(name, 0, count), part.adapter.read(key, 0, count)
+                if not same_bytes(ours, theirs):
+                    problems.append(_changed_integers(name, key))
+            for key, name in () if is_complete else part.plan.consumed().items():
+                if name and name not in part.plan.same and not numerics.is_all_finite(_whole(part, key)):
+                    problems.append(not_finite(key))
+        WiseftError.raise_all(problems + self._new_twice())
+
+    def _new_twice(self) -> list[WiseftError]:
+        """What is wrong with tensors that the base does not have and several adapters bring: they must be the same."""
+        problems: list[WiseftError] = []
+        for name in self.plan.new:
+            first, *rest = [_whole(part, part.plan.new[name]) for part in self.parts if name in part.plan.new]
+            if not all(same_bytes(first, other) for other in rest):
+                problems.append(new_twice(name, "one tensor, the same values in each", "other values in one of them"))
+        return problems
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype hold the same bytes."""
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+def _active(shares: Sequence[Share]) -> list[int]:
+    """The parts that have a share in any of the results."""
+    return [at for at, column in enumerate(zip(*shares, strict=True)) if any(column)]
+
+
+def _whole(part: Part, key: str) -> Tensor:
+    """A whole adapter tensor, read and not mapped."""
+    spec = part.adapter.specs[key]
+    return part.adapter.read(key, 0, spec.numel).reshape(spec.shape)
 
 
 def _changed_integers(name: str, key: str) -> DtypeMismatch:

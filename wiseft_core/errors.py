@@ -30,7 +30,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 SHOWN_IN_FULL = 5
@@ -123,6 +124,17 @@ class WiseftError(Exception):
         """The same error with another hint, for a caller who knows more than the place that raised it."""
         self.hint = hint
         return self
+
+
+@contextmanager
+def of_adapter(number: int, count: int) -> Iterator[None]:
+    """Let errors raised inside say which of several adapters they are about."""
+    try:
+        yield
+    except WiseftError as error:
+        for problem in (error, *error.others) if count > 1 else ():
+            problem.where = f"adapter {number} of {count}: {problem.where}"
+        raise
 
 
 def _rebuild(

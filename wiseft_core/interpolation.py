@@ -5,27 +5,20 @@ Verb floor. Everything that can be refused is refused here, at the call; tensors
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.bound import Bound
+from wiseft_core.binding import joined
+from wiseft_core.bound import Bound, Part
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import ConfigError, MissingFactor, ShapeMismatch, listed
-from wiseft_core.families import FAMILIES, Change, Family
-from wiseft_core.layouts import LAYOUTS, Layout, fit
+from wiseft_core.errors import ConfigError, of_adapter
+from wiseft_core.families import FAMILIES, Family
 from wiseft_core.planning import bind_sources
-from wiseft_core.schedules import check_alpha
-from wiseft_core.sources import Adapter, BaseLike, Memory, as_source, as_tuned
+from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
-from wiseft_core.tiles import Numbers, Step, factor_matrix, grid, measured, tile_value
 from wiseft_core.types import Alpha
-
-T = TypeVar("T")
 
 
 def interpolate(
@@ -86,16 +79,43 @@ def interpolate(
     """
     source = as_source(base)
     tuned = as_tuned(adapter, config, source.specs)
+    bound = bound_of(
+        source,
+        [tuned],
+        base_config=base_config,
+        overflow=overflow,
+        compute_dtype=compute_dtype,
+        output_dtype=output_dtype,
+        device=device,
+        families=families,
+    )
+    view = StateDict(bound, (alpha,), extrapolate=extrapolate)
+    bound.check_values([tuned.complete])
+    return view
+
+
+def bound_of(
+    source: Source,
+    tuned: Sequence[Tuned],
+    *,
+    base_config: Mapping[str, object] | None,
+    overflow: str,
+    compute_dtype: torch.dtype,
+    output_dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    families: Mapping[str, Family],
+) -> Bound:
+    """A base and the adapters over it, bound; arguments as for `interpolate`. Values are still to be checked."""
     dtype = dtypes.parse_dtype(output_dtype)
-    plan = bind_sources(source, tuned, base_config=base_config, output_dtype=dtype, families=families)
+    plans = []
+    for number, one in enumerate(tuned, start=1):
+        with of_adapter(number, len(tuned)):
+            found = bind_sources(source, one, base_config=base_config, output_dtype=dtype, families=families)
+        plans.append(found)
     place = None if device is None else torch.device(device)
     check_numbers(compute_dtype, overflow)
-    bound = Bound(
-        source, tuned.source, plan, families, _compute(compute_dtype, place), dtype, overflow, place, tuned.config_bytes
-    )
-    view = StateDict(bound, alpha, extrapolate=extrapolate)
-    bound.check_values(factors=not tuned.complete)
-    return view
+    parts = tuple(Part(one.source, plan, one.config_bytes) for one, plan in zip(tuned, plans, strict=True))
+    return Bound(source, parts, joined(plans), families, _compute(compute_dtype, place), dtype, overflow, place)
 
 
 def sweep(
@@ -150,113 +170,6 @@ def sweep(
         families=families,
     )
     return [view, *(view.at(alpha) for alpha in wanted[1:])]
-
-
-def interpolate_tensor(
-    weight: Tensor,
-    factors: Mapping[str, Tensor],
-    alpha: float,
-    *,
-    family: str = "lora",
-    scale: float = 1.0,
-    layout: str = "linear",
-    parameter: str = "weight",
-    extrapolate: bool = False,
-    overflow: str = "error",
-    compute_dtype: torch.dtype = torch.float64,
-    output_dtype: torch.dtype | str | None = None,
-    families: Mapping[str, Family] = FAMILIES,
-) -> Tensor:
-    """The maths alone: one weight, its factors, one alpha.
-
-        W(alpha) = (1 - alpha)·W + alpha·W_tuned(W, factors, scale)
-
-    Shapes:
-        weight as the layout stores it: (out, in) for "linear", (in, out) for "transposed", (vocabulary, dimension) for
-        "embedding", (out, in, *kernel) for "convolution", any for "whole". Factors as PEFT stores them for that layout,
-        by role: "A" and "B" for lora, with "magnitude" for dora, "value" for full, "rows" for tokens, where the weight
-        is the listed rows alone. Returns the weight's shape.
-    Args:
-        weight: The base weight, of a float dtype.
-        factors: The family's factors by role.
-        alpha: The coefficient, finite and in [0, 1].
-        family: A key of `families`.
-        scale: s of the family's formula: lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
-        layout: How the weight is stored.
-        parameter: Which of the family's parameters this is.
-        extrapolate: Allow alpha outside [0, 1].
-        overflow: "error" or "saturate".
-        compute_dtype: torch.float64, or torch.float32 for speed.
-        output_dtype: Dtype of the result; None: that of the weight.
-        families: The methods to know.
-    Raises:
-        MissingFactor, ShapeMismatch, ConfigError, BadAlpha, NotFinite: What does not fit.
-    Exactness: That of `interpolate`; the same bits as there.
-    Source: Wortsman et al. 2022, arXiv:2109.01903, and the family's own.
-    """
-    coefficient = check_alpha(alpha, "alpha", extrapolate=extrapolate)
-    check_numbers(compute_dtype, overflow)
-    parameters = _known(families, family, "family").parameters
-    change = parameters["*"] if "*" in parameters else _known(parameters, parameter, "parameter")
-    tensors = {role: dtypes.as_tensor(factor, role) for role, factor in factors.items()}
-    stored, place = dtypes.as_tensor(weight, "weight"), _known(LAYOUTS, layout, "layout")
-    shape = tuple(stored.shape)
-    sizes = _check_factors(change, place, tensors, shape)
-    asked = dtypes.parse_dtype(output_dtype)
-    output = stored.dtype if asked is None else dtypes.TORCH_DTYPES[asked]
-    numbers = Numbers(compute_dtype, output, overflow, stored.device)
-    with torch.no_grad():
-        memory = Memory({"weight": stored, **{f"factor {role}": tensor for role, tensor in tensors.items()}})
-        whole = {role: axes for role, axes in change.factors.items() if axes != "out in"}
-        step = Step(
-            change,
-            place,
-            scale,
-            {role: factor_matrix(tensors[role], axes, role, numbers) for role, axes in whole.items()},
-            {role: partial(memory.read, f"factor {role}") for role in change.factors.keys() - whole.keys()},
-        )
-        read = partial(memory.read, "weight")
-        steps = measured(shape, (step,), read, numbers)
-        result = torch.empty(shape, dtype=output, device=stored.device)
-        for tile in grid(shape, range(shape[0]) if "row" in sizes else None):
-            value = tile_value(tile, read(tile.start, tile.stop), steps, coefficient, numbers, "weight")
-            result.view(-1)[tile.start : tile.stop] = value
-    return result
-
-
-def _known(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry of a table, or the refusal that lists what there is."""
-    if name not in table:
-        raise ConfigError(
-            f"{what}",
-            expected=f"one of {listed(table, most=20)}",
-            got=f"{name!r}",
-            hint="see the docstring of interpolate_tensor",
-        )
-    return table[name]
-
-
-def _check_factors(
-    change: Change, layout: Layout, tensors: Mapping[str, Tensor], shape: tuple[int, ...]
-) -> dict[str, int]:
-    """Sizes of the free axes; factors that are not those of the family, or do not fit the weight, are refused."""
-    if change.factors.keys() != tensors.keys():
-        raise MissingFactor(
-            "factors",
-            expected=listed(change.factors, most=9),
-            got=listed(tensors, most=9) or "none",
-            hint="name the factors by role, as in the family's docstring",
-        )
-    shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
-    sizes = fit(layout, change.factors, shapes, shape)
-    if sizes is None or sizes.get("row") not in (None, *shape[:1]):
-        raise ShapeMismatch(
-            f"factors for a {layout.name} weight {list(shape)}",
-            expected=", ".join(f"{role} ({axes})" for role, axes in change.factors.items()),
-            got=", ".join(f"{role} {list(sizes)}" for role, sizes in shapes.items()),
-            hint="see the shapes in the family's docstring; is this the right layout?",
-        )
-    return sizes
 
 
 def check_numbers(compute_dtype: torch.dtype, overflow: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Final
 
 import numpy as np
@@ -205,28 +206,42 @@ def _refuse(bad: Tensor, values: Tensor, where: str, *, expected: str, hint: str
         raise NotFinite(where, expected=expected, got=got, hint=hint)
 
 
-def addmm(weight: Tensor, left: Tensor, right: Tensor, c: float) -> Tensor:
-    """weight + c · (left @ right), in place.
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, its bits a function of the operands' values alone.
 
-    The product is summed alone, in chunks of 128 along `rank`, then scaled, then added. So an element's bits depend on
-    neither threads, nor the rows and columns beside it, nor strides; and with 16-bit factors the product is exact.
+    It is summed alone, in chunks of 128 along `rank`. So an element's bits depend on neither threads, nor the rows and
+    columns beside it, nor strides; and with 16-bit factors the product is exact.
 
     Shapes:
-        weight (out, in), any strides; left (out, rank); right (rank, in). All of one dtype, float64 or float32.
+        left (out, rank); right (rank, in). Both of one dtype, float64 or float32. Returns (out, in).
     """
     (out, rank), width = left.shape, right.shape[1]
     if rank == 0:
-        return weight
+        return left.new_zeros(out, width)
     # BLAS gives the edges of a matrix to kernels that thread count and shape choose: let the edges be padding.
     right = _pad(right, 0, -width % 16)
     if left.dtype == torch.float32:
         left = _pad(left, -out % 8, 0)
-    product = left.new_empty(len(left), right.shape[1])
+    total = left.new_empty(len(left), right.shape[1])
     for start in range(0, rank, _CHUNK):
         part = slice(start, start + _CHUNK)
-        product.addmm_(left[:, part].contiguous(), right[part].contiguous(), beta=int(start > 0))
-    product = product[:out, :width]
-    return weight.add_(product if c == 1 else product.mul_(c))
+        total.addmm_(left[:, part].contiguous(), right[part].contiguous(), beta=int(start > 0))
+    return total[:out, :width]
+
+
+def moved(base: Tensor, delta: Tensor, c: float) -> Tensor:
+    """base + c · delta: scaled, then added, never in one fused step; neither is modified."""
+    return base + delta if c == 1 else (delta * c).add_(base)
+
+
+def ordered_sum(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of `parts`, the same bits in whatever order they come: each element's terms are added by size.
+
+    Shapes:
+        At least one, all alike; not modified.
+    """
+    ordered = torch.stack(tuple(parts)).sort(dim=0).values.unbind() if len(parts) > 2 else parts
+    return reduce(torch.add, ordered)
 
 
 def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
@@ -259,7 +274,8 @@ def mix(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
     tuned takes over, as in C++'s std::lerp (P0811); it is monotone for opposite signs.
 
     Shapes:
-        base and tuned alike, float64 or float32, owned: both may be overwritten. `alpha` is rounded to their dtype.
+        base and tuned alike, float64 or float32; not modified, one of them returned at the ends. `alpha` is rounded to
+        their dtype.
     """
     if base.dtype == torch.float32:
         alpha = float(np.float32(alpha))
@@ -267,6 +283,6 @@ def mix(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
         return tuned if alpha else base
     difference = tuned - base
     if math.isfinite(difference.sum().item()):
-        return base.add_(difference.mul_(alpha))
-    apart = tuned.mul_(alpha).add_(base * (1 - alpha))
-    return torch.where(difference.isinf(), apart, base.add_(difference * alpha))
+        return difference.mul_(alpha).add_(base)
+    apart = (tuned * alpha).add_(base * (1 - alpha))
+    return torch.where(difference.isinf(), apart, (difference * alpha).add_(base))

@@ -1,50 +1,51 @@
 """From a state dict to a checkpoint on disk: plan, tasks, publish.
 
-Verb floor, the only one that writes. Untouched tensors are copied by the kernel, touched ones computed tile by tile;
-the output appears under its name complete, or not at all.
+Verb floor, the only one that writes models. Untouched tensors are copied by the kernel, touched ones computed tile by
+tile; the output appears under its name complete, or not at all.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import NamedTuple
 
-from blake3 import blake3
 from torch import Tensor
 
-from wiseft_core import dtypes, executors
-from wiseft_core.errors import CheckpointError, ConfigError, NotFinite, listed
-from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places, sources
+from wiseft_core import executors
+from wiseft_core.errors import CheckpointError, NotFinite
+from wiseft_core.executors import Task
+from wiseft_core.jobs import Job, check_size, digests_beside, index_name, new_config, plan_job, report_of
+from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places
 from wiseft_core.report import Report
-from wiseft_core.sources import BaseLike, Memory, Source, as_source
-from wiseft_core.statedict import StateDict
-from wiseft_core.store.checkpoint import Checkpoint
-from wiseft_core.store.files import FILES, Files, read_file
+from wiseft_core.sources import BaseLike
+from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
-from wiseft_core.store.shards import Shard, index_bytes, index_still_right, keep_shards, parse_size, split_shards
-from wiseft_core.store.sidecars import Sidecars, copy_sidecar, plan_sidecars
-from wiseft_core.store.strict_json import as_mapping, read_json
-from wiseft_core.store.writer import ShardWriter, digest_file, write_file
-from wiseft_core.tasks import Counter, Progress, compare, fill
+from wiseft_core.store.sidecars import copy_sidecar
+from wiseft_core.store.writer import ShardWriter, write_file
+from wiseft_core.tasks import Counter, Progress, Target, compare, fill
 
-INDEX_FILE: Final = "model.safetensors.index.json"
+Written = Mapping[str, tuple[int, str]]
+"""Size and digest of each file, by its name in the output."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """All that is decided before a byte is written: the shards of the output and where each tensor comes from."""
+class Run(NamedTuple):
+    """How a job is run: none of this changes a byte, but for the manifest's word that all was synced."""
 
-    view: StateDict | Source
-    shards: tuple[Shard, ...]
-    like: Checkpoint | None
-    sidecars: Sidecars
-    index: bytes | None
+    files: Files
+    threads: int
+    progress: Progress | None
+    sync: bool
+
+    @classmethod
+    def of(cls, files: Files, threads: int | None, progress: Progress | None, sync: bool) -> Run:
+        """With as many threads as there are processors, where none are given."""
+        return cls(files, threads or executors.default_threads(), progress, sync)
 
 
 def save_checkpoint(
@@ -90,207 +91,148 @@ def save_checkpoint(
         Locked: Another process writes to the same output.
         NotFinite: A result is not finite, or does not fit its dtype. No output is left.
     """
-    out, files = Path(path), FILES
-    job = _plan_job(state_dict, like, max_shard_size, copy_code, files)
-    inputs = [*sources(job.view), *([] if job.like is None else [job.like])]
-    _check_size(job, max_bytes)
+    out, run = Path(path), Run.of(FILES, threads, progress, sync)
+    job = plan_job({"": state_dict}, like, max_shard_size, copy_code, run.files)
+    check_size(job, max_bytes)
+    if is_finished(job, out, run, resume=resume):
+        return report_of(job, out, {}, "this job is finished already: nothing was written")
+    with staging_for(job, out, run, resume=resume) as staging:
+        written = write_outputs(job, staging, run)
+        staging.publish()
+    return report_of(job, out, {name: size for name, (size, _) in written[""].items()})
+
+
+def is_finished(job: Job, out: Path, run: Run, *, resume: bool) -> bool:
+    """Whether a job that may be resumed is found whole at OUT; what a stopped run left beside it is removed.
+
+    Raises:
+        ConfigError: It cannot be resumed, or what is at OUT is of another job.
+        InputChanged: An input changed while it was compared.
+    """
     if resume:
         check_resumable(job.view)
-    identity = job_of(job.view, [shard.header.raw for shard in job.shards], files, synced=sync) if resume else None
-    there = finished(out, job.view, files, synced=sync) if resume and out.is_dir() else None
-    if there is not None:
-        _check_same(job, out, there, inputs, files, threads or executors.default_threads(), progress)
-        Staging(out, files, sync=sync, inputs=()).settle()
-        return _report(job, out, {}, "this job is finished already: nothing was written")
-    overlap = [place for source in inputs for place in places(source)]
-    with Staging(out, files, sync=sync, inputs=overlap, job=identity) as staging:
-        try:
-            digests = _write_shards(job, staging, files, threads or executors.default_threads(), progress, sync)
-        except (CheckpointError, NotFinite):
-            for source in inputs:  # what ends early or is not finite now, and was not when planned, has changed
-                source.check_unchanged()
-            raise
-        digests |= _write_beside(job, staging.folder, files, sync)
-        for source in inputs:
-            source.check_unchanged()
-        write_file(staging.folder / MANIFEST, manifest_of(job.view, digests, files, synced=sync), files, sync)
-        staging.publish()
-    return _report(job, out, {name: size for name, (size, _) in digests.items()})
+    if not (resume and out.is_dir()):
+        return False
+    for folder, view in job.views.items():
+        there = finished(out / folder, view, run.files, synced=run.sync)
+        if there is None:
+            return False
+        _check_same(job, folder, out, there, run)
+    Staging(out, run.files, sync=run.sync, inputs=()).settle()
+    return True
 
 
-def _plan_job(
-    state_dict: Mapping[str, Tensor],
-    like: BaseLike | None,
-    max_shard_size: int | str | None,
-    copy_code: bool,
-    files: Files,
-) -> Job:
-    """Decide shards, headers, sidecars and index from specs alone."""
-    bound = state_dict.bound if isinstance(state_dict, StateDict) else None
-    source: Source = bound.base if bound is not None else Memory(state_dict)
-    specs = bound.plan.outputs if bound is not None else source.specs
-    followed = as_source(like) if like is not None else source
-    model = followed if isinstance(followed, Checkpoint) else None
-    homes = bound.plan.homes if bound is not None else {}
-    if model is not None and max_shard_size is None:
-        missing = [name for name in model.specs if name not in specs]
-        if missing:
-            raise ConfigError(
-                f"{listed(missing)} — in `like`, and not in what is to be written",
-                expected="every tensor of the checkpoint whose shards are to be kept",
-                got=f"{len(missing)} missing",
-                hint="pass max_shard_size to cut new shards instead",
-            )
-        shards = keep_shards([(file.name, file.header) for file in model.files], specs, homes)
-    else:
-        metadata = model.metadata() if model is not None else {"format": "pt"}
-        limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
-        shards = split_shards(specs, max_shard_size=limit, metadata=metadata)
-    adapter = bound.adapter if bound is not None and isinstance(bound.adapter, Checkpoint) else None
-    taken = [*(file.name for file in model.files), *filter(None, [model.index_name])] if model is not None else []
-    sidecars = plan_sidecars(
-        model.folder if model is not None else None,
-        adapter.path.parent if adapter is not None else None,
-        copy_code=copy_code,
-        taken=taken,
-        files=files,
-    )
-    view = state_dict if isinstance(state_dict, StateDict) else source
-    return Job(view, shards, model, sidecars, _index(shards, model, files))
-
-
-def _index(shards: Sequence[Shard], like: Checkpoint | None, files: Files) -> bytes | None:
-    """The index of the output: the followed one's own bytes where they are still right, None for a single file."""
-    if like is None or like.index_name is None:
-        return index_bytes(shards, {}) if len(shards) > 1 else None
-    if like.folder is not None and index_still_right([(file.name, file.header) for file in like.files], shards):
-        return read_file(like.folder / like.index_name, files)
-    gained = sum(len(shard.header.specs) for shard in shards) != len(like.specs)
-    # transformers' count of parameters is theirs to make: it is kept only while it is still right.
-    kept = {key: value for key, value in like.index_metadata.items() if not (gained and key == "total_parameters")}
-    return index_bytes(shards, kept)
-
-
-def _check_size(job: Job, limit: int | str | None) -> None:
-    """Refuse an output that is larger than was allowed: a small adapter can ask for a huge one."""
-    most = parse_size(limit) if isinstance(limit, str) else limit
-    size = sum(shard.header.size for shard in job.shards)
-    if most is not None and size > most:
-        raise ConfigError(
-            "the size of the output",
-            expected=f"at most {most} bytes, as was asked for",
-            got=f"{size} bytes of weights",
-            hint="allow more, or look at the base: is it the one that was meant?",
-        )
-
-
-def _check_same(
-    job: Job,
-    out: Path,
-    there: Manifest,
-    inputs: Sequence[Checkpoint],
-    files: Files,
-    threads: int,
-    progress: Progress | None,
-) -> None:
+def _check_same(job: Job, folder: str, out: Path, there: Manifest, run: Run) -> None:
     """Refuse a whole output that is not, byte for byte, what this job would write: nothing else tells two bases apart.
 
     Raises:
         ConfigError: It is the output of another job.
         InputChanged: An input changed while it was compared.
     """
-    shards, beside = {shard.name for shard in job.shards}, _digests_beside(job, files)
+    shards, beside = {shard.name for shard in job.shards}, digests_beside(job, run.files)
     if beside != {entry.file: entry.blake3 for entry in there.outputs if entry.file not in shards}:
-        raise other_job(out, "other files, or other content of a file beside the weights")
+        raise other_job(out / folder, "other files, or other content of a file beside the weights")
     try:
-        compare(job.shards, out, job.view, files, threads, progress)
+        compare(job.shards, out / folder, job.views[folder], run.files, run.threads, run.progress)
     except (CheckpointError, NotFinite) as error:
-        for source in inputs:
+        for source in job.inputs():
             source.check_unchanged()
-        raise other_job(out, f"{error.where}: {error.got}") from error
+        raise other_job(out / folder, f"{error.where}: {error.got}") from error
 
 
-def _digests_beside(job: Job, files: Files) -> dict[str, str]:
-    """The digest that index and sidecar files would have, by file name."""
-    digests = {}
-    if job.index is not None:
-        digests[_index_name(job)] = blake3(job.index).hexdigest()
-    for name, source in job.sidecars.copies:
-        replace = _new_config(source, job.view) if name == "config.json" else None
-        descriptor = files.open_read(source)
-        try:
-            size = files.identity(descriptor)[2]
-            own = digest_file(descriptor, size, files, source) if replace is None else blake3(replace).hexdigest()
-            digests[name] = own
-        finally:
-            files.close(descriptor)
-    return digests
+def staging_for(job: Job, out: Path, run: Run, *, resume: bool) -> Staging:
+    """The place where the outputs of a job are made."""
+    overlap = [place for source in job.inputs() for place in places(source)]
+    identity = None
+    if resume:
+        headers = [shard.header.raw for shard in job.shards]
+        identity = b"".join(job_of(view, headers, run.files, synced=run.sync) for view in job.views.values())
+    return Staging(out, run.files, sync=run.sync, inputs=overlap, job=identity)
 
 
-def _index_name(job: Job) -> str:
-    """The file name of the output's index."""
-    return job.like.index_name if job.like is not None and job.like.index_name else INDEX_FILE
+def write_outputs(job: Job, staging: Staging, run: Run) -> dict[str, Written]:
+    """Write every output of a job into the staging folder, each with its manifest; what was written, by folder.
 
-
-def _write_shards(
-    job: Job, staging: Staging, files: Files, threads: int, progress: Progress | None, sync: bool
-) -> dict[str, tuple[int, str]]:
-    """Write every shard that is not finished; size and digest of each, by file name."""
-    digests = dict(staging.finished)
-    writers: list[ShardWriter] = []
+    Raises:
+        InputChanged: An input changed while it was read.
+        WiseftError: As for `save_checkpoint`.
+    """
     try:
-        # All space is reserved before anything is computed, so that a full disk is met first.
-        for shard in job.shards:
-            if shard.name not in digests:
-                writers.append(ShardWriter(staging.folder / shard.name, shard.header, files))
-        done = Counter(progress, sum(writer.header.payload for writer in writers))
-
-        def finish(writer: ShardWriter) -> None:
-            digests[writer.path.name] = writer.finish(sync)
-            staging.record(writer.path.name, digests[writer.path.name])
-
-        with ThreadPoolExecutor(threads) as pool:
-            executors.run(fill(writers, job.view, done, finish), pool, window=2 * threads)
-    except BaseException:
-        for writer in writers:
-            writer.abort()
+        digests = _write_shards(job, staging, run)
+    except (CheckpointError, NotFinite):
+        for source in job.inputs():  # what ends early or is not finite now, and was not when planned, has changed
+            source.check_unchanged()
         raise
-    return {shard.name: (shard.header.size, digests[shard.name]) for shard in job.shards}
-
-
-def _write_beside(job: Job, folder: Path, files: Files, sync: bool) -> dict[str, tuple[int, str]]:
-    """Write index and sidecar files; size and digest of each, by file name."""
-    written = {}
-    if job.index is not None:
-        name = _index_name(job)
-        written[name] = (len(job.index), write_file(folder / name, job.index, files, sync))
-    for name, source in job.sidecars.copies:
-        replace = _new_config(source, job.view) if name == "config.json" else None
-        written[name] = copy_sidecar(source, folder / name, files, sync, replace)
+    written: dict[str, Written] = {}
+    written |= {folder: digests[folder] | write_beside(job, staging.folder / folder, run) for folder in job.views}
+    for source in job.inputs():
+        source.check_unchanged()
+    for folder, view in job.views.items():
+        manifest = manifest_of(view, written[folder], run.files, synced=run.sync)
+        write_file(staging.folder / folder / MANIFEST, manifest, run.files, run.sync)
     return written
 
 
-def _new_config(source: Path, view: StateDict | Source) -> bytes | None:
-    """config.json with the dtype that was asked for, None where its bytes stay."""
-    asked = view.bound.output_dtype if isinstance(view, StateDict) else None
-    if asked is None:
-        return None
-    config = as_mapping(read_json(source), str(source))
-    name = str(dtypes.TORCH_DTYPES[asked]).removeprefix("torch.")
-    changed = {key: name for key in ("dtype", "torch_dtype") if key in config}
-    return (json.dumps({**config, **changed}, indent=2, ensure_ascii=False) + "\n").encode()
+def _write_shards(job: Job, staging: Staging, run: Run) -> dict[str, dict[str, tuple[int, str]]]:
+    """Write every shard that is not finished; size and digest of each, by folder and file name."""
+    digests, targets = dict(staging.finished), list[list[Target]]()
+    for folder in filter(None, job.views):
+        run.files.make_folders(staging.folder / folder)
+    try:
+        # All space is reserved before anything is computed, so that a full disk is met first.
+        for shard in job.shards:
+            same, group = job.file_like(shard), list[Target]()
+            targets.append(group)
+            for folder, view in job.views.items():
+                if str(Path(folder, shard.name)) not in digests:
+                    path = staging.folder / folder / shard.name
+                    group.append(Target(ShardWriter(path, shard.header, run.files, same), view))
+
+        def finish(writer: ShardWriter) -> None:
+            name = str(writer.path.relative_to(staging.folder))
+            digests[name] = writer.finish(run.sync)
+            staging.record(name, digests[name])
+
+        run_tasks(targets, finish, run)
+    except BaseException:
+        for target in chain.from_iterable(targets):
+            target.writer.abort()
+        raise
+    return {
+        folder: {shard.name: (shard.header.size, digests[str(Path(folder, shard.name))]) for shard in job.shards}
+        for folder in job.views
+    }
 
 
-def _report(job: Job, out: Path, sizes: Mapping[str, int], *notes: str) -> Report:
-    """What was written."""
-    plan = job.view.plan if isinstance(job.view, StateDict) else None
-    return Report(
-        path=str(out),
-        tensors=sum(len(shard.header.specs) for shard in job.shards),
-        touched=len(plan.bindings) if plan is not None else 0,
-        new=tuple(plan.new) if plan is not None else (),
-        bytes=sum(sizes.values()),
-        files=tuple(sorted(sizes)),
-        left_out=job.sidecars.left_out,
-        notes=(*(plan.notes if plan is not None else ()), *notes),
+def run_tasks(
+    targets: Sequence[Sequence[Target]], finish: Callable[[ShardWriter], None], run: Run, only: Set[str] | None = None
+) -> None:
+    """Fill shards that are open, and finish each; arguments as for `tasks.fill`."""
+    every = list(chain.from_iterable(targets))
+    cloned = [target.writer for target in every if target.writer.is_whole]
+    rest = [[target for target in group if not target.writer.is_whole] for group in targets]
+    sizes = (
+        spec.nbytes
+        for target in chain.from_iterable(rest)
+        for name, spec in target.writer.header.specs.items()
+        if only is None or name in only
     )
+    done = Counter(run.progress, sum(sizes))
+    tasks: Iterable[Task] = chain(
+        (partial(finish, writer) for writer in cloned),
+        fill([group for group in rest if group], done, finish, only=only),
+    )
+    with ThreadPoolExecutor(run.threads) as pool:
+        executors.run(tasks, pool, window=2 * run.threads)
+
+
+def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]:
+    """Write index and sidecar files; size and digest of each, by file name."""
+    written = {}
+    if job.index is not None:
+        name = index_name(job)
+        written[name] = (len(job.index), write_file(folder / name, job.index, run.files, run.sync))
+    for name, source in job.sidecars.copies:
+        replace = new_config(source, job.view) if name == "config.json" else None
+        written[name] = copy_sidecar(source, folder / name, run.files, run.sync, replace)
+    return written

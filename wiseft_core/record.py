@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from blake3 import blake3
+from torch import Tensor
 
 from wiseft_core import dtypes
 from wiseft_core.errors import ConfigError, listed
 from wiseft_core.schedules import canonical
-from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Source
+from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Adapter, Source
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.files import Files, read_file
 from wiseft_core.store.manifest import (
     MANIFEST,
+    Decimals,
     InputFile,
     Manifest,
     OutputFile,
@@ -30,6 +32,7 @@ from wiseft_core.store.manifest import (
     parse_manifest,
 )
 from wiseft_core.store.writer import digest_file
+from wiseft_core.types import Alpha
 from wiseft_core.version import __version__
 
 
@@ -55,15 +58,13 @@ def manifest_of(
             policy={"synced": synced},
         )
     bound = view.bound
-    adapter = _inputs("adapter", bound.adapter, files)
-    if adapter and bound.config_bytes is not None:  # as it was parsed, whatever the file holds by now
-        digest = blake3(bound.config_bytes).hexdigest()
-        adapter.append(InputFile("adapter", CONFIG_FILE, len(bound.config_bytes), digest, None))
+    parts = _parts(view, files)
+    adapters = [{"alpha": alpha, "files": [entry.file for entry in entries]} for alpha, entries in parts]
     return build_manifest(
         version=__version__,
-        alpha=alpha_text(view),
-        adapters=[{"alpha": alpha_text(view), "files": [entry.file for entry in adapter]}],
-        inputs=[*_inputs("base", bound.base, files), *adapter],
+        alpha=parts[0][0] if len(parts) == 1 else [alpha for alpha, _ in parts],
+        adapters=adapters,
+        inputs=[*_inputs("base", bound.base, files), *(entry for _, entries in parts for entry in entries)],
         outputs=entries,
         policy={
             "compute_dtype": dtypes.dtype_name(bound.compute),
@@ -73,6 +74,62 @@ def manifest_of(
             "synced": synced,
         },
     )
+
+
+def _parts(view: StateDict, files: Files) -> list[tuple[Decimals, list[InputFile]]]:
+    """Alpha and files of each adapter; of several in an order of their contents, whatever order they were given in."""
+    found = [
+        (_alpha_text(alpha, alphas), adapter_files(part.adapter, part.config_bytes, files))
+        for alpha, alphas, part in zip(view.given, view.alphas, view.bound.parts, strict=True)
+    ]
+    if len(found) == 1:
+        return found
+    found.sort(key=lambda pair: json.dumps([[asdict(entry) for entry in pair[1]], pair[0]], sort_keys=True))
+    return [
+        (alpha, [replace(entry, role=f"adapter-{number}") for entry in entries])
+        for number, (alpha, entries) in enumerate(found, start=1)
+    ]
+
+
+def adapter_files(tensors: object, config_bytes: bytes | None, files: Files) -> list[InputFile]:
+    """The identity of an adapter's files: its weights, and its config as it was parsed, whatever the file holds now."""
+    entries = _inputs("adapter", tensors, files)
+    if entries and config_bytes is not None:
+        entries.append(InputFile("adapter", CONFIG_FILE, len(config_bytes), blake3(config_bytes).hexdigest(), None))
+    return entries
+
+
+def paired(adapters: Sequence[Adapter | Mapping[str, Tensor]], manifest: Manifest, files: Files) -> list[Alpha]:
+    """The alpha that each of some adapters had in the combination that a manifest tells of.
+
+    Raises:
+        ConfigError: They are not its adapters.
+    """
+    recorded: Sequence[Decimals] = [manifest.alpha] if isinstance(manifest.alpha, str | Mapping) else manifest.alpha
+    left = {
+        number: [replace(entry, role="adapter") for entry in manifest.inputs if entry.role == f"adapter-{number}"]
+        for number in range(1, len(recorded) + 1)
+    }
+    alphas = list[Alpha]()
+    for adapter in adapters:
+        tensors, config = (adapter.tensors, adapter.config_bytes) if isinstance(adapter, Adapter) else (adapter, None)
+        seen = adapter_files(tensors, config, files)
+        number = next((number for number, entries in left.items() if entries == seen), 0)
+        if not number or len(adapters) != len(recorded):
+            raise ConfigError(
+                "the adapters to verify against",
+                expected=f"the {len(recorded)} adapters that the output was made from, by their files' digests",
+                got=f"{len(adapters)}" + ("" if number else ", one of them with other files"),
+                hint="give every adapter of the combination, in any order, as it was then",
+            )
+        del left[number]
+        alphas.append(alpha_of(recorded[number - 1]))
+    return alphas
+
+
+def alpha_of(text: Decimals) -> Alpha:
+    """Alpha from a manifest's text."""
+    return float(text) if isinstance(text, str) else {name: float(value) for name, value in text.items()}
 
 
 def job_of(view: StateDict | Source, headers: Sequence[bytes], files: Files, *, synced: bool) -> bytes:
@@ -89,7 +146,7 @@ def job_of(view: StateDict | Source, headers: Sequence[bytes], files: Files, *, 
 def check_resumable(view: StateDict | Source) -> None:
     """Refuse to resume what is made from memory: nothing tells whether that is the same as before."""
     count = len(sources(view))
-    if count < (2 if isinstance(view, StateDict) else 1):
+    if count < (1 + len(view.bound.parts) if isinstance(view, StateDict) else 1):
         raise ConfigError(
             "resume",
             expected="a base and an adapter that were opened from files",
@@ -129,19 +186,19 @@ def other_job(out: Path, got: str) -> ConfigError:
 
 def sources(view: StateDict | Source) -> list[Checkpoint]:
     """The checkpoints on disk that a view reads from."""
-    found: list[Source] = [view.bound.base, view.bound.adapter] if isinstance(view, StateDict) else [view]
+    bound = view.bound if isinstance(view, StateDict) else None
+    found = [view] if bound is None else [bound.base, *(part.adapter for part in bound.parts)]
     return [source for source in found if isinstance(source, Checkpoint)]
 
 
-def alpha_text(view: StateDict) -> str | dict[str, str]:
-    """Alpha as a canonical decimal, or one for each touched name where they differ."""
-    values = {name: canonical(alpha) for name, alpha in view.alphas.items()}
-    if isinstance(view.alpha, Mapping) or callable(view.alpha):
-        return values
-    return canonical(float(view.alpha))
+def _alpha_text(given: Alpha, resolved: Mapping[str, float]) -> Decimals:
+    """Alpha as a canonical decimal, or one for each touched name where they may differ."""
+    if isinstance(given, Mapping) or callable(given):
+        return {name: canonical(alpha) for name, alpha in resolved.items()}
+    return canonical(float(given))
 
 
-def _inputs(role: str, source: Source, files: Files) -> list[InputFile]:
+def _inputs(role: str, source: object, files: Files) -> list[InputFile]:
     """The identity of each file of an input: its header's digest, and that of an adapter's whole content."""
     if not isinstance(source, Checkpoint):
         return []

@@ -172,20 +172,25 @@ def as_tuned(
 ) -> Tuned:
     """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's."""
     given = AdapterConfig.from_mapping(config) if isinstance(config, Mapping) else config
-    if isinstance(adapter, str | os.PathLike):
-        folder = Path(adapter)
-        if not folder.is_dir() or (folder / CONFIG_FILE).exists() or not _holds_model(folder):
-            adapter = (
-                open_adapter(adapter) if folder.is_dir() or folder.name == WEIGHTS_FILE else open_checkpoint(adapter)
-            )
-        else:
-            adapter = open_checkpoint(adapter)
+    adapter = opened(adapter)
     if isinstance(adapter, Checkpoint):
         return Tuned(adapter, given, given is None)
     if isinstance(adapter, Adapter):
         return Tuned(as_source(adapter.tensors), given or adapter.config, False, adapter.config_bytes)
     source = as_source(adapter)
     return Tuned(source, given, given is None and base.keys() <= source.specs.keys())
+
+
+def opened(adapter: Adapter | BaseLike) -> Adapter | Mapping[str, Tensor]:
+    """A path opened, as an adapter or as a full checkpoint, whichever it holds; anything else as it is."""
+    if not isinstance(adapter, str | os.PathLike):
+        return adapter
+    place = Path(adapter)
+    if place.is_dir():
+        is_adapter = (place / CONFIG_FILE).exists() or not _holds_model(place)
+    else:
+        is_adapter = place.name == WEIGHTS_FILE
+    return open_adapter(place) if is_adapter else open_checkpoint(place)
 
 
 def _holds_model(folder: Path) -> bool:

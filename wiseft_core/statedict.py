@@ -5,16 +5,17 @@ Joint floor. Nothing is computed before a tensor is asked for, and nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from wiseft_core import dtypes
 from wiseft_core.binding import Plan
+from wiseft_core.blending import Share
 from wiseft_core.bound import Bound
-from wiseft_core.errors import ConfigError
+from wiseft_core.errors import ConfigError, of_adapter
 from wiseft_core.schedules import resolve
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.types import Alpha, TensorSpec
@@ -28,17 +29,24 @@ class StateDict(Mapping[str, Tensor]):
 
     Attributes:
         plan: What goes where, with `notes` that a human should know.
-        alpha: The coefficient as it was given.
-        alphas: The coefficient of each touched name.
+        alpha: The coefficient as it was given; of a combination, a tuple with that of each adapter.
+        given: The same as a tuple always.
+        alphas: For each adapter, the coefficient of each name that it touches.
         extrapolate: Whether alpha may lie outside [0, 1].
         touched: The names that tuning changes, in order.
     """
 
-    def __init__(self, bound: Bound, alpha: Alpha, *, extrapolate: bool = False) -> None:
+    def __init__(self, bound: Bound, alphas: Sequence[Alpha], *, extrapolate: bool = False) -> None:
         self._bound = bound
-        self.alpha = alpha
+        self.given: tuple[Alpha, ...] = tuple(alphas)
         self.extrapolate = extrapolate
-        self.alphas: Mapping[str, float] = resolve(alpha, list(bound.plan.bindings), extrapolate=extrapolate)
+        self.alphas: tuple[Mapping[str, float], ...] = tuple(self._resolved())
+
+    def _resolved(self) -> Iterator[Mapping[str, float]]:
+        """For each adapter, the coefficient of each name that it touches."""
+        for number, (alpha, part) in enumerate(zip(self.given, self._bound.parts, strict=True), start=1):
+            with of_adapter(number, len(self.given)):
+                yield resolve(alpha, list(part.plan.bindings), extrapolate=self.extrapolate)
 
     @property
     def bound(self) -> Bound:
@@ -51,17 +59,42 @@ class StateDict(Mapping[str, Tensor]):
         return self._bound.plan
 
     @property
+    def alpha(self) -> Alpha | tuple[Alpha, ...]:
+        """The coefficient as it was given; of a combination, a tuple with that of each adapter."""
+        return self.given[0] if len(self.given) == 1 else self.given
+
+    @property
     def touched(self) -> tuple[str, ...]:
         """The names that tuning changes, in order."""
         return tuple(self.plan.bindings)
 
-    def at(self, alpha: Alpha) -> StateDict:
+    def at(self, alpha: Alpha | Sequence[Alpha]) -> StateDict:
         """The same binding at another alpha: nothing is read, bound or checked again.
 
+        Args:
+            alpha: The coefficient; of a combination, a sequence with that of each adapter.
         Raises:
             BadAlpha, UnusedPattern: As for `interpolate`.
+            ConfigError: Not one coefficient for each adapter of a combination.
         """
+        if len(self._bound.parts) == 1:
+            return StateDict(self._bound, (cast(Alpha, alpha),), extrapolate=self.extrapolate)
+        if not isinstance(alpha, Sequence) or len(alpha) != len(self._bound.parts):
+            raise ConfigError(
+                "alpha of a combination",
+                expected=f"a sequence of {len(self._bound.parts)} coefficients, one for each adapter",
+                got=f"{alpha!r}",
+                hint="give them in the order in which the adapters were given",
+            )
         return StateDict(self._bound, alpha, extrapolate=self.extrapolate)
+
+    def share(self, name: str) -> Share:
+        """The coefficient that each adapter has for a tensor; 0 where it does not touch it."""
+        return tuple(alphas.get(name, 0.0) for alphas in self.alphas)
+
+    def is_copy(self, name: str) -> bool:
+        """Whether a tensor is its source's bytes, so that nothing is computed."""
+        return self._bound.is_copy(name, self.share(name))
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor called `name`; see `get_tensor`."""
@@ -102,13 +135,12 @@ class StateDict(Mapping[str, Tensor]):
             ConfigError: `out` has another shape or dtype, or is not contiguous.
         """
         spec = self.plan.outputs[name]
-        alpha = self.alphas.get(name, 0.0)
-        if self._bound.is_copy(name, alpha):
+        if self.is_copy(name):
             source, key = self._bound.source(name)
             tensor = source.get_tensor(key)
             return tensor if out is None else _checked(out, spec, name).copy_(tensor)
         result = self._place(spec, name) if out is None else _checked(out, spec, name)
-        self._fill(name, alpha, result, 0, spec.numel)
+        self._fill(name, result, 0, spec.numel)
         return result
 
     def get_slice(self, name: str) -> Slice:
@@ -121,11 +153,11 @@ class StateDict(Mapping[str, Tensor]):
         width = spec.numel // spec.shape[0] if spec.shape and spec.shape[0] else 0
 
         def rows(top: int, bottom: int) -> Tensor:
-            if self._bound.is_copy(name, self.alphas.get(name, 0.0)):
+            if self.is_copy(name):
                 source, key = self._bound.source(name)
                 return source.get_tensor(key)[top:bottom]
             part = self._place(TensorSpec(spec.dtype, (bottom - top, *spec.shape[1:])), name)
-            self._fill(name, self.alphas.get(name, 0.0), part, top * width, bottom * width)
+            self._fill(name, part, top * width, bottom * width)
             return part
 
         return rows
@@ -135,10 +167,10 @@ class StateDict(Mapping[str, Tensor]):
         device = self._bound.device_of(name)
         return torch.empty(spec.shape, dtype=dtypes.TORCH_DTYPES[spec.dtype], device=device)
 
-    def _fill(self, name: str, alpha: float, result: Tensor, start: int, stop: int) -> None:
+    def _fill(self, name: str, result: Tensor, start: int, stop: int) -> None:
         """Put elements [start, stop) of a tensor into `result`, tile by tile."""
         with torch.no_grad():
-            prepared, flat = self._bound.prepare(name, alpha), result.view(-1)
+            prepared, flat = self._bound.prepare(name, [self.share(name)]), result.view(-1)
             if prepared.rows is not None:
                 flat.copy_(prepared.read(start, stop))
             for tile in prepared.tiles():

@@ -5,16 +5,17 @@ Verb floor, below `offline`: it knows where bytes come from and where they go, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wiseft_core.blending import Share
 from wiseft_core.bound import Bound, Prepared
 from wiseft_core.executors import Task, run
 from wiseft_core.sources import Source
@@ -33,25 +34,41 @@ CHUNK: Final = 1 << 22
 """Elements that one task computes: enough to make hand-over cheap, few enough to keep every thread busy."""
 
 
+class Target(NamedTuple):
+    """A shard of one output, and where its tensors come from."""
+
+    writer: ShardWriter
+    view: StateDict | Source
+
+
 def fill(
-    writers: Sequence[ShardWriter], view: StateDict | Source, done: Counter, finish: Callable[[ShardWriter], None]
+    shards: Iterable[Sequence[Target]],
+    done: Counter,
+    finish: Callable[[ShardWriter], None],
+    *,
+    only: Set[str] | None = None,
 ) -> Iterator[Task]:
     """Everything that fills the shards, in the order in which the bytes lie on disk.
 
     Args:
-        writers: The shards to fill.
-        view: Where their tensors come from.
+        shards: Each shard once for every output that is made at the same time, with views over one binding: what they
+            compute is computed for all of them together.
         done: Told of bytes written.
         finish: Called with each writer by the last of its tasks to end, in whichever thread that runs.
+        only: The tensors to write, the others being there already; None: all.
     """
-    for writer in writers:
-        last = _Last(partial(finish, writer))
-        for name, spec in writer.header.specs.items():
-            if isinstance(view, StateDict):
-                yield from map(last.one_of, _tensor(writer, view, name, spec, done))
-            else:
-                yield last.one_of(_copy(writer, name, view, name, 0, spec.nbytes, done))
+    for targets in shards:
+        last = _Last(partial(_finish, targets, finish))
+        for name, spec in targets[0].writer.header.specs.items():
+            if only is None or name in only:
+                yield from map(last.one_of, _tensor(targets, name, spec, done))
         yield last.end
+
+
+def _finish(targets: Sequence[Target], finish: Callable[[ShardWriter], None]) -> None:
+    """Finish a shard of every output."""
+    for target in targets:
+        finish(target.writer)
 
 
 def compare(
@@ -68,41 +85,48 @@ def compare(
         CheckpointError: One is missing, or has another byte.
         WiseftError: As for what would be written.
     """
-    checkers: list[ShardChecker] = []
+    targets: list[Target] = []
     done = Counter(progress, sum(shard.header.payload for shard in shards))
     try:
         for shard in shards:
-            checkers.append(ShardChecker(folder / shard.name, shard.header, files))
+            targets.append(Target(ShardChecker(folder / shard.name, shard.header, files), view))
         with ThreadPoolExecutor(threads) as pool:
-            run(fill(checkers, view, done, lambda checker: None), pool, window=2 * threads)
+            run(fill([[target] for target in targets], done, lambda checker: None), pool, window=2 * threads)
     finally:
-        for checker in checkers:
-            checker.abort()
+        for target in targets:
+            target.writer.abort()
 
 
-def _tensor(writer: ShardWriter, view: StateDict, name: str, spec: TensorSpec, done: Counter) -> Iterator[Task]:
-    """The tasks that write one tensor of a view: one copy, or its tiles in chunks."""
-    bound, alpha = view.bound, view.alphas.get(name, 0.0)
-    source, key = bound.source(name)
-    if bound.is_copy(name, alpha):
-        yield _copy(writer, name, source, key, 0, spec.nbytes, done)
+def _tensor(targets: Sequence[Target], name: str, spec: TensorSpec, done: Counter) -> Iterator[Task]:
+    """The tasks that write one tensor of some outputs: a copy for each, or its tiles in chunks for all of them."""
+    computed: list[tuple[ShardWriter, Share]] = []
+    for writer, view in targets:
+        if not isinstance(view, StateDict):
+            yield _copy(writer, name, view, name, 0, spec.nbytes, done)
+        elif view.is_copy(name):
+            yield _copy(writer, name, *view.bound.source(name), 0, spec.nbytes, done)
+        else:
+            computed.append((writer, view.share(name)))
+            bound = view.bound
+    if not computed:
         return
-    once = _Once(bound, name, alpha)
-    binding = bound.plan.bindings.get(name)
-    rows = binding.rows if binding is not None and alpha != 0 else None
+    writers, shares = zip(*computed, strict=True)
+    once, rows, source = _Once(bound, name, shares), bound.rows(name, shares), bound.source(name)
     item, chunk, reached = spec.nbytes // max(spec.numel, 1), list[Tile](), 0
     for tile in grid(spec.shape, rows):
         if tile.start > reached:  # untouched rows between touched ones
-            yield _copy(writer, name, source, key, reached * item, tile.start * item, done)
+            for writer in writers:
+                yield _copy(writer, name, *source, reached * item, tile.start * item, done)
         chunk.append(tile)
         reached = tile.stop
-        if rows is not None or tile.stop - chunk[0].start >= CHUNK:
-            yield _compute(writer, once, chunk, item, done)
+        if rows is not None or (tile.stop - chunk[0].start) * len(writers) >= CHUNK:
+            yield _compute(writers, once, chunk, item, done)
             chunk = []
     if chunk:
-        yield _compute(writer, once, chunk, item, done)
+        yield _compute(writers, once, chunk, item, done)
     if reached < spec.numel:
-        yield _copy(writer, name, source, key, reached * item, spec.nbytes, done)
+        for writer in writers:
+            yield _copy(writer, name, *source, reached * item, spec.nbytes, done)
 
 
 def _copy(writer: ShardWriter, name: str, source: Source, key: str, start: int, stop: int, done: Counter) -> Task:
@@ -119,15 +143,16 @@ def _copy(writer: ShardWriter, name: str, source: Source, key: str, start: int, 
     return task
 
 
-def _compute(writer: ShardWriter, once: _Once, tiles: Sequence[Tile], item: int, done: Counter) -> Task:
-    """A task that computes some tiles of a tensor and writes each where it belongs."""
+def _compute(writers: Sequence[ShardWriter], once: _Once, tiles: Sequence[Tile], item: int, done: Counter) -> Task:
+    """A task that computes some tiles of a tensor and writes each where it belongs, in every output."""
 
     def task() -> None:
         prepared = once()
         with torch.no_grad():
             for tile in tiles:
-                writer.write(prepared.name, tile.start * item, _bytes(prepared.value(tile)))
-                done.add((tile.stop - tile.start) * item)
+                for writer, value in zip(writers, prepared.values(tile), strict=True):
+                    writer.write(prepared.name, tile.start * item, _bytes(value))
+                    done.add((tile.stop - tile.start) * item)
 
     return task
 
@@ -166,8 +191,8 @@ class _Last:
 class _Once:
     """One tensor's factors, read by whichever of its tasks comes first, gone with the last."""
 
-    def __init__(self, bound: Bound, name: str, alpha: float) -> None:
-        self._bound, self._name, self._alpha = bound, name, alpha
+    def __init__(self, bound: Bound, name: str, shares: Sequence[Share]) -> None:
+        self._bound, self._name, self._shares = bound, name, shares
         self._lock = Lock()
         self._prepared: Prepared | None = None
 
@@ -175,7 +200,7 @@ class _Once:
         """The prepared tensor."""
         with self._lock, torch.no_grad():
             if self._prepared is None:
-                self._prepared = self._bound.prepare(self._name, self._alpha)
+                self._prepared = self._bound.prepare(self._name, self._shares)
             return self._prepared
 
 

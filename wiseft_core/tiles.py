@@ -1,4 +1,4 @@
-"""The arithmetic of one tile: cut the factors, apply the families, mix, round once.
+"""Tiles: how a stored tensor is cut, and what a family makes of one piece.
 
 Joint floor, between the rooms: it knows layouts, families and numerics, and no names or files. A tile is a contiguous
 run of a stored tensor's elements, some whole rows or a part of one very long row. The grid is a function of the shape
@@ -25,10 +25,7 @@ TILE: Final = 1 << 17
 
 
 class Tile(NamedTuple):
-    """Elements [start, stop) of a stored tensor: rows [top, bottom), columns [left, right).
-
-    `entry` is the position in the list of touched rows, where only listed rows are touched.
-    """
+    """Elements [start, stop) of a stored tensor: rows [top, bottom), columns [left, right)."""
 
     start: int
     stop: int
@@ -36,7 +33,6 @@ class Tile(NamedTuple):
     bottom: int
     left: int
     right: int
-    entry: int = 0
 
 
 def grid(shape: tuple[int, ...], rows: Sequence[int] | None = None) -> Iterator[Tile]:
@@ -45,10 +41,10 @@ def grid(shape: tuple[int, ...], rows: Sequence[int] | None = None) -> Iterator[
     if height * width == 0:
         return
     if rows is not None:
-        for entry, row in enumerate(rows):
+        for row in rows:
             for tile in grid((1, width)):
                 offset = row * width
-                yield Tile(offset + tile.start, offset + tile.stop, row, row + 1, tile.left, tile.right, entry)
+                yield Tile(offset + tile.start, offset + tile.stop, row, row + 1, tile.left, tile.right)
     elif width > TILE:
         for row in range(height):
             for left in range(0, width, TILE):
@@ -117,67 +113,43 @@ def not_finite(name: str) -> NotFinite:
     )
 
 
-def tile_value(tile: Tile, stored: Tensor, steps: Sequence[Step], alpha: float, numbers: Numbers, name: str) -> Tensor:
-    """The interpolated values of one tile, rounded once.
-
-        W + (alpha·s)·D for a single additive change, else W + alpha·(W_tuned - W); no steps: the base, in another dtype
-
-    Shapes:
-        stored (stop - start), in the base's dtype. Returns the same shape in the output dtype.
-    Raises:
-        NotFinite: See `numerics.finish`; also when a streamed factor holds a value that is not finite.
-    """
-    height, width = tile.bottom - tile.top, tile.right - tile.left
-    stored = stored.to(numbers.device)
-    try:
-        weight = numerics.widen(stored, numbers.compute).view(height, width)
-        if not steps:
-            value = weight
-        elif len(steps) == 1 and steps[0].change.add is not None:
-            value = _apply(steps[0], weight, tile, steps[0].scale * alpha)
-        elif alpha == 1:
-            value = _tuned(weight, tile, steps)
-        else:
-            value = numerics.mix(weight, _tuned(weight.clone(), tile, steps), alpha)
-        return numerics.finish(value.reshape(-1), stored, numbers.output, overflow=numbers.overflow, name=name)
-    except NotFinite as error:
-        if name not in error.where:
-            error.where = f"{name} — {error.where}"
-        raise
-
-
-def _tuned(weight: Tensor, tile: Tile, steps: Sequence[Step]) -> Tensor:
+def tuned_values(weight: Tensor, tile: Tile, steps: Sequence[Step], entry: int = 0) -> Tensor:
     """The tuned values of a tile, every step applied to the result of the one before."""
     for step in steps:
-        weight = _apply(step, weight, tile, step.scale)
+        weight = _apply(step, weight, tile, entry)
     return weight
 
 
-def _apply(step: Step, weight: Tensor, tile: Tile, scale: float) -> Tensor:
+def _apply(step: Step, weight: Tensor, tile: Tile, entry: int) -> Tensor:
     """One step on one tile, in the family's orientation and back again, contiguous."""
-    across = step.layout.rows == "in"
+    across = is_across(step)
     matrix = weight.T if across else weight
-    factors = _cut(step, tile, weight)
-    if step.change.add is not None:
-        result = step.change.add(matrix, factors, scale)
+    factors = cut(step, tile, weight, entry)
+    if step.change.delta is not None:
+        result = numerics.moved(matrix, step.change.delta(factors), step.scale)
     elif step.change.tuned is not None:
         total = step.total
         if total is not None:
             total = total[tile.left : tile.right] if across else total[tile.top : tile.bottom]
-        result = step.change.tuned(matrix, factors, scale, total)
+        result = step.change.tuned(matrix, factors, step.scale, total)
     else:
-        raise TypeError("a family's change sets neither `add` nor `tuned`")
+        raise TypeError("a family's change sets neither `delta` nor `tuned`")
     return (result.T if across else result).contiguous()
 
 
-def _cut(step: Step, tile: Tile, weight: Tensor) -> dict[str, Tensor]:
-    """The parts of the factors that belong to a tile."""
+def is_across(step: Step) -> bool:
+    """Whether the stored rows run along the family's `in`."""
+    return step.layout.rows == "in"
+
+
+def cut(step: Step, tile: Tile, weight: Tensor, entry: int = 0) -> dict[str, Tensor]:
+    """The parts of the factors that belong to a tile; `entry` is its place along the `row` axis."""
     rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
-    across = step.layout.rows == "in"
+    across = is_across(step)
     cuts = {
         "out": columns if across else rows,
         "in": rows if across else columns,
-        "row": slice(tile.entry, tile.entry + 1),
+        "row": slice(entry, entry + 1),
         "rank": slice(None),
     }
     parts = {
@@ -198,7 +170,7 @@ def needs_measure(step: Step, shape: tuple[int, ...]) -> bool:
     if step.change.measure is None:
         return False
     height, width = matrix_shape(shape)
-    return TILE // max(width, 1) < height if step.layout.rows == "in" else width > TILE
+    return TILE // max(width, 1) < height if is_across(step) else width > TILE
 
 
 def measured(shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers: Numbers) -> tuple[Step, ...]:
@@ -217,15 +189,15 @@ def measured(shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers:
 def _measure(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Step:
     """One step with its total, measured on the tensor as the steps before it leave it."""
     height, width = matrix_shape(shape)
-    across = step.layout.rows == "in"
+    across = is_across(step)
     total: Tensor | None = None
     for tile in grid(shape):
         stored = read(tile.start, tile.stop).to(numbers.device)
         weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
-        weight = _tuned(weight, tile, before)
+        weight = tuned_values(weight, tile, before)
         if step.change.measure is None:
             raise TypeError("a step without `measure` needs no pass")
-        part = step.change.measure(weight.T if across else weight, _cut(step, tile, weight), step.scale)
+        part = step.change.measure(weight.T if across else weight, cut(step, tile, weight), step.scale)
         if total is None:
             total = torch.zeros(width if across else height, dtype=part.dtype, device=part.device)
         total[slice(tile.left, tile.right) if across else slice(tile.top, tile.bottom)] += part

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from random import Random
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from wiseft_core import dtypes
 from wiseft_core.bound import Prepared
+from wiseft_core.combination import combine
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, ConfigError, Fault, Unsupported
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import interpolate
+from wiseft_core.record import alpha_of, paired
 from wiseft_core.report import Problem, Report
-from wiseft_core.sources import Adapter, BaseLike, Source
+from wiseft_core.sources import Adapter, BaseLike, Source, opened
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import FILES, read_file
@@ -41,7 +43,7 @@ def verify(
     path: str | os.PathLike[str],
     *,
     base: BaseLike | None = None,
-    adapter: Adapter | BaseLike | None = None,
+    adapter: Adapter | BaseLike | Sequence[Adapter | BaseLike] | None = None,
     config: AdapterConfig | Mapping[str, object] | None = None,
     base_config: Mapping[str, object] | None = None,
     families: Mapping[str, Family] = FAMILIES,
@@ -57,7 +59,7 @@ def verify(
     Args:
         path: The output folder.
         base: What it was made from, as for `interpolate`; to be given together with `adapter`.
-        adapter: As for `interpolate`.
+        adapter: As for `interpolate`; of a combination, a list of its adapters in any order.
         config: As for `interpolate`.
         base_config: As for `interpolate`.
         families: As for `interpolate`.
@@ -91,7 +93,8 @@ def verify(
     with output:
         checks["headers"] = len(output.files)
         if base is not None and adapter is not None:
-            view = _view(manifest, base, adapter, config, base_config, families)
+            adapters = list(adapter) if isinstance(adapter, list | tuple) else [cast(Adapter | BaseLike, adapter)]
+            view = _view(manifest, base, adapters, config, base_config, families)
             found = _compare(output, view, checks, sample, progress)
             problems += [problem for problem, _ in zip(found, range(MOST), strict=False)]
         return _report(folder, output, manifest, checks, problems)
@@ -100,26 +103,26 @@ def verify(
 def _view(
     manifest: Manifest,
     base: BaseLike,
-    adapter: Adapter | BaseLike,
+    adapters: Sequence[Adapter | BaseLike],
     config: AdapterConfig | Mapping[str, object] | None,
     base_config: Mapping[str, object] | None,
     families: Mapping[str, Family],
 ) -> StateDict:
     """The state dict that the manifest says was written."""
-    alpha, policy = manifest.alpha, manifest.policy
+    policy = manifest.policy
     output = policy.get("output_dtype")
-    return interpolate(
-        base,
-        adapter,
-        float(alpha) if isinstance(alpha, str) else {name: float(value) for name, value in alpha.items()},
-        config=config,
-        base_config=base_config,
-        extrapolate=policy.get("extrapolate") is True,
-        overflow=str(policy.get("overflow", "error")),
-        compute_dtype=dtypes.TORCH_DTYPES[str(policy.get("compute_dtype", "F64"))],
-        output_dtype=None if output in (None, "base") else str(output),
-        families=families,
-    )
+    options: dict[str, Any] = {
+        "base_config": base_config,
+        "extrapolate": policy.get("extrapolate") is True,
+        "overflow": str(policy.get("overflow", "error")),
+        "compute_dtype": dtypes.TORCH_DTYPES[str(policy.get("compute_dtype", "F64"))],
+        "output_dtype": None if output in (None, "base") else str(output),
+        "families": families,
+    }
+    if isinstance(manifest.alpha, str | Mapping) and len(adapters) == 1:
+        return interpolate(base, adapters[0], alpha_of(manifest.alpha), config=config, **options)
+    found = [opened(adapter) for adapter in adapters]
+    return combine(base, list(zip(found, paired(found, manifest, FILES), strict=True)), **options)
 
 
 class _Piece(NamedTuple):
@@ -171,22 +174,19 @@ def _compare(
 
 def _kind(view: StateDict, name: str) -> str:
     """What was done for a tensor, for the count of checks."""
-    copied = view.bound.is_copy(name, view.alphas.get(name, 0.0))
-    return "tensors copied" if copied else "tensors computed"
+    return "tensors copied" if view.is_copy(name) else "tensors computed"
 
 
 def _pieces(view: StateDict, name: str, spec: TensorSpec) -> Iterator[_Piece]:
     """A tensor in pieces; nothing is read before a piece is made."""
-    bound, alpha = view.bound, view.alphas.get(name, 0.0)
+    bound, shares = view.bound, [view.share(name)]
     source, key = bound.source(name)
-    if bound.is_copy(name, alpha):
+    if view.is_copy(name):
         yield from _copied(source, key, name, 0, spec.nbytes)
         return
-    binding = bound.plan.bindings.get(name)
-    rows = binding.rows if binding is not None and alpha != 0 else None
     item, reached = spec.nbytes // max(spec.numel, 1), 0
-    prepared = cache(partial(bound.prepare, name, alpha))
-    for tile in grid(spec.shape, rows):
+    prepared = cache(partial(bound.prepare, name, shares))
+    for tile in grid(spec.shape, bound.rows(name, shares)):
         yield from _copied(source, key, name, reached * item, tile.start * item)
         yield _Piece(name, tile.start * item, (tile.stop - tile.start) * item, partial(_value, prepared, tile))
         reached = tile.stop

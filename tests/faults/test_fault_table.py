@@ -177,10 +177,10 @@ def test_a_failing_close(place, whole, capsys):
 def test_no_tile_is_computed_on_a_full_disk(place, capsys):
     """No space for any of the shards is met before anything is computed or read for it."""
     count = []
-    value, prepare = bound.Prepared.value, bound.Bound.prepare
+    values, prepare = bound.Prepared.values, bound.Bound.prepare
     for number in (1, 2, 3):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bound.Prepared, "value", lambda self, tile: count.append(1) or value(self, tile))
+            patch.setattr(bound.Prepared, "values", lambda self, tile: count.append(1) or values(self, tile))
             patch.setattr(bound.Bound, "prepare", lambda self, *given: count.append(1) or prepare(self, *given))
             break_call(patch, "posix_fallocate", 0, number, errno.ENOSPC, lambda value: True)
             result = run(capsys, place)

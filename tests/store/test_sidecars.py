@@ -22,7 +22,7 @@ def fill(folder, *names):
 
 
 def plan(base, adapter=None, *, copy_code=False, taken=()):
-    return plan_sidecars(base, adapter, copy_code=copy_code, taken=taken, files=FILES)
+    return plan_sidecars(base, [] if adapter is None else [adapter], copy_code=copy_code, taken=taken, files=FILES)
 
 
 def test_what_goes_along(tmp_path):

@@ -25,7 +25,7 @@ def written(report: Report, view: StateDict, seconds: float, *, next_step: str) 
     copied = report.tensors - report.touched - len(report.new)
     values = {
         "wrote": f"{report.path}: {plural(len(report.files), 'file')}, {size(report.bytes)} in {seconds:.1f} s",
-        "alpha": alphas(view.alphas, view.alpha),
+        "alpha": ", ".join(alphas(*each) for each in zip(view.alphas, view.given, strict=True)),
         "tensors": f"{report.touched} interpolated, {copied} copied, {len(report.new)} new",
         "rule": "" if view.plan.rule == "exact" else f"names of the adapter: {view.plan.rule}",
     }

@@ -24,17 +24,17 @@ class Change(NamedTuple):
     Attributes:
         factors: Axes of each factor by role, e.g. {"A": "rank in", "B": "out rank"}. Every one is needed. The joint
             cuts `out` and `in` to the tile; a factor with both axes is read tile by tile and never whole.
-        add: `add(weight, factors, c)` gives weight + c·D, D a function of the factors alone. For these the
-            interpolated value is W + (alpha·s)·D, computed without forming the tuned weight.
+        delta: `delta(factors)` gives D, where W_tuned = W + s·D and D does not depend on W. For these the interpolated
+            value is W + (alpha·s)·D, computed without forming the tuned weight.
         tuned: `tuned(weight, factors, scale, total)` gives the tuned value, where it is not of that form.
         measure: `measure(weight, factors, scale)`, what `tuned` needs to know of whole rows: summed over the tiles
             that share their rows, it comes back as `total`, one value per `out`. None: rows need nothing.
 
-    The functions own `weight`: they may use its memory for their result. Exactly one of `add` and `tuned` is set.
+    The functions modify nothing that they are given. Exactly one of `delta` and `tuned` is set.
     """
 
     factors: Mapping[str, str]
-    add: Callable[[Tensor, Factors, float], Tensor] | None = None
+    delta: Callable[[Factors], Tensor] | None = None
     tuned: Callable[[Tensor, Factors, float, Tensor | None], Tensor] | None = None
     measure: Callable[[Tensor, Factors, float], Tensor] | None = None
 

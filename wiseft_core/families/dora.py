@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from wiseft_core.errors import NotFinite
 from wiseft_core.families._family import Change, Factors, Family
-from wiseft_core.families.lora import add
+from wiseft_core.families.lora import delta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +27,9 @@ def measure(weight: Tensor, factors: Factors, scale: float) -> Tensor:
     Shapes:
         weight (out, in); A (rank, in); B (out, rank). Returns (out).
     """
-    from wiseft_core.numerics import square_sum  # torch comes with arithmetic, not with a plan
+    from wiseft_core.numerics import moved, square_sum  # torch comes with arithmetic, not with a plan
 
-    return square_sum(add(weight, factors, scale))
+    return square_sum(moved(weight, delta(factors), scale))
 
 
 def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) -> Tensor:
@@ -40,7 +40,7 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
     Shapes:
         weight (out, in); A (rank, in); B (out, rank); magnitude (out); total (out). Returns (out, in).
     Args:
-        weight: A tile of the weight; its memory is used for the result.
+        weight: A tile of the weight.
         factors: Roles "A", "B" and "magnitude".
         scale: s, that is lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
         total: Squared norms of whole rows of V, or None if the tile holds whole rows.
@@ -51,9 +51,9 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
         S = |W| + |s|·|B||A| and g = |magnitude|/‖V‖.
     Source: Liu et al. 2024, arXiv:2402.09353, eq. 5. The norm has no epsilon, as in PEFT.
     """
-    from wiseft_core.numerics import square_sum  # torch comes with arithmetic, not with a plan
+    from wiseft_core.numerics import moved, square_sum  # torch comes with arithmetic, not with a plan
 
-    direction = add(weight, factors, scale)
+    direction = moved(weight, delta(factors), scale)
     norm = (square_sum(direction) if total is None else total).sqrt()
     if not bool(((norm > 0) & (norm < float("inf"))).all()):
         raise NotFinite(

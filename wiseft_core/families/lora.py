@@ -16,43 +16,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def add(weight: Tensor, factors: Factors, c: float) -> Tensor:
-    """The weight moved by c times the low-rank difference.
+def delta(factors: Factors) -> Tensor:
+    """The low-rank difference, before its scale.
 
-        W + c·B·A
+        D = B·A
 
     Shapes:
-        weight (out, in); A (rank, in); B (out, rank). Returns (out, in).
+        A (rank, in); B (out, rank). Returns (out, in).
     Args:
-        weight: A tile of the weight; its memory is used for the result.
         factors: Roles "A" and "B".
-        c: alpha·s, one float64 product.
-    Exactness: error at most 2^-48·(rank + 4)·(|W| + |c|·sum |B||A|) before the caller's one rounding, in float64.
+    Exactness: W + c·D has an error of at most 2^-48·(rank + 4)·(|W| + |c|·sum |B||A|) before the caller's one rounding,
+        in float64.
     Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; scale of rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
     """
-    from wiseft_core.numerics import addmm  # torch comes with arithmetic, not with a plan
+    from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
-    return addmm(weight, factors["B"], factors["A"], c)
+    return product(factors["B"], factors["A"])
 
 
-def add_bias(weight: Tensor, factors: Factors, c: float) -> Tensor:
-    """The bias moved by c times the bias that was trained with B (`lora_bias=True`).
+def delta_of_bias(factors: Factors) -> Tensor:
+    """The bias that was trained with B (`lora_bias=True`), before its scale.
 
-        b + c·bias
+        D = bias
 
     Shapes:
-        weight (out, 1), the base's bias as a column; bias (out). Returns (out, 1).
+        bias (out). Returns (out, 1), as the base's bias is a column.
     Exactness: two float64 roundings before the caller's one.
     Source: PEFT 0.21 `LoraConfig.lora_bias`: B(A(x)) has the bias, so it is scaled like the product.
     """
-    return weight.add_(factors["bias"].unsqueeze(1), alpha=c)
+    return factors["bias"].unsqueeze(1)
 
 
 LORA = Family(
     name="lora",
     parameters={
-        "weight": Change(factors={"A": "rank in", "B": "out rank"}, add=add),
-        "bias": Change(factors={"bias": "out"}, add=add_bias),
+        "weight": Change(factors={"A": "rank in", "B": "out rank"}, delta=delta),
+        "bias": Change(factors={"bias": "out"}, delta=delta_of_bias),
     },
     needs_scale=True,
     source="Hu et al. 2021, LoRA, arXiv:2106.09685, eq. 3; Kalajdzievski 2023, rsLoRA, arXiv:2312.03732",

@@ -31,6 +31,8 @@ HINTS = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 COPY_CHUNK = 1 << 26
+FICLONE = 0x40049409
+"""Linux's request to share the extents of two files (`ioctl_ficlone`)."""
 
 
 @contextmanager
@@ -145,6 +147,17 @@ class Files:
                     moved = len(piece)
                 done += moved
 
+    def clone(self, source: int, target: int, path: object) -> bool:
+        """Let an empty file share the extents of another; False where the file system cannot, and nothing is done."""
+        with faults("clone into it", path):
+            try:
+                fcntl.ioctl(target, FICLONE, source)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise
+                return False
+        return True
+
     def allocate(self, descriptor: int, size: int, path: object) -> None:
         """Reserve `size` bytes now, so that a full disk is met before anything is computed."""
         if size == 0:
@@ -239,6 +252,16 @@ class Files:
 
 
 FILES = Files()
+
+
+def names_below(folder: Path, files: Files, prefix: str = "") -> Iterator[str]:
+    """Relative names of all that is in a folder, at any depth; links are not entered."""
+    for name in files.list_folder(folder):
+        seen = files.status(folder / name, follow=False)
+        if seen is not None and stat.S_ISDIR(seen.st_mode):
+            yield from names_below(folder / name, files, f"{prefix}{name}/")
+        else:
+            yield prefix + name
 
 
 def read_file(path: Path, files: Files = FILES, *, limit: int = 64 << 20) -> bytes:

@@ -6,13 +6,14 @@ written after its shard is, so that a stop between the two costs the shard and n
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
 
 from wiseft_core.errors import CheckpointError, ConfigError
-from wiseft_core.store.files import Files, read_file
+from wiseft_core.store.files import Files, names_below, read_file
 from wiseft_core.store.writer import digest_file, write_file
 
 JOURNAL: Final = "journal"
@@ -54,9 +55,7 @@ class Journal:
         if found == self._identity:
             kept = self._whole(folder)
         self._files.make_folders(folder)
-        for name in self._files.list_folder(folder):
-            if name not in kept:
-                self._files.remove(folder / name)
+        self._prune(folder, kept)
         self._files.remove_tree(self._place)
         self._files.make_folders(self._place / _DONE)
         write_file(self._place / _JOB, self._identity, self._files, self._sync)
@@ -66,12 +65,23 @@ class Journal:
 
     def record(self, name: str, digest: str) -> None:
         """Note that a shard is whole and on disk."""
+        if "/" in name:
+            self._files.make_folders((self._place / _DONE / name).parent)
         write_file(self._place / _DONE / name, digest.encode(), self._files, self._sync)
+
+    def _prune(self, folder: Path, kept: Collection[str], prefix: str = "") -> None:
+        """Remove everything below a folder but the shards that are kept."""
+        for entry in self._files.list_folder(folder):
+            name = prefix + entry
+            if any(shard.startswith(f"{name}/") for shard in kept):
+                self._prune(folder / entry, kept, f"{name}/")
+            elif name not in kept:
+                self._files.remove(folder / entry)
 
     def _recorded(self) -> list[str]:
         """Names of the shards that have a record."""
         place = self._place / _DONE
-        return self._files.list_folder(place) if self._files.status(place) is not None else []
+        return list(names_below(place, self._files)) if self._files.status(place) is not None else []
 
     def _whole(self, folder: Path) -> dict[str, str]:
         """The recorded shards that are there and have their digest still."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,13 +17,14 @@ from typing import Final
 from blake3 import blake3
 
 from wiseft_core.errors import CheckpointError, listed
-from wiseft_core.store.files import Files
+from wiseft_core.store.files import Files, names_below
 from wiseft_core.store.strict_json import as_mapping, load_json
 from wiseft_core.store.writer import digest_file
 
 FORMAT: Final = "wiseft/1"
 MANIFEST: Final = "wiseft.json"
-ROLES: Final = ("base", "adapter")
+ROLE: Final = re.compile(r"base|adapter(-[1-9][0-9]{0,5})?", re.ASCII)
+"""The adapters of a combination are numbered."""
 SEAL: Final = "blake3"
 _KEYS: Final = ("adapters", "alpha", "blake3", "format", "inputs", "outputs", "policy", "wiseft")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -34,6 +34,10 @@ _ALPHA: Final = re.compile(
     r"|[1-9](\.[0-9]*[1-9])?e(-([7-9]|[1-9][0-9]|[1-3][0-9]{2})|\+(1[6-9]|[2-9][0-9]|[1-3][0-9]{2})))",
     re.ASCII,
 )
+
+
+Decimals = str | Mapping[str, str]
+"""The alpha of one adapter: one for all its tensors, or one for each name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class InputFile:
     """A file that the output was made from.
 
     Attributes:
-        role: "base" or "adapter".
+        role: "base" or "adapter"; of several adapters, "adapter-1", "adapter-2", ...
         file: Its name relative to the folder of that input.
         bytes: Its size.
         blake3: The digest of its content, where all of it was read.
@@ -69,7 +73,7 @@ class Manifest:
     """A manifest that has passed every check; fields as in `build_manifest`."""
 
     version: str
-    alpha: str | Mapping[str, str]
+    alpha: Decimals | Sequence[Decimals]
     adapters: tuple[Mapping[str, object], ...]
     inputs: tuple[InputFile, ...]
     outputs: tuple[OutputFile, ...]
@@ -79,7 +83,7 @@ class Manifest:
 def build_manifest(
     *,
     version: str,
-    alpha: str | Mapping[str, str],
+    alpha: Decimals | Sequence[Decimals],
     adapters: Sequence[Mapping[str, object]],
     inputs: Sequence[InputFile],
     outputs: Sequence[OutputFile],
@@ -89,7 +93,7 @@ def build_manifest(
 
     Args:
         version: Of this package.
-        alpha: As canonical decimals: one for all, or one for each pattern.
+        alpha: As canonical decimals: one for all, or one for each name; of a combination, a list of those.
         adapters: What was applied, in order, as JSON objects.
         inputs: Every file that was read.
         outputs: Every file of the folder but the manifest.
@@ -100,11 +104,11 @@ def build_manifest(
     table = {
         "format": FORMAT,
         "wiseft": version,
-        "alpha": alpha if isinstance(alpha, str) else dict(alpha),
+        "alpha": alpha,
         "adapters": [dict(adapter) for adapter in adapters],
         "inputs": [
             {key: value for key, value in asdict(entry).items() if value is not None}
-            for entry in sorted(inputs, key=lambda entry: (ROLES.index(entry.role), entry.file))
+            for entry in sorted(inputs, key=_place)
         ],
         "outputs": [asdict(entry) for entry in sorted(outputs, key=lambda entry: entry.file)],
         "policy": dict(policy),
@@ -112,6 +116,17 @@ def build_manifest(
     data = _sealed(table)
     parse_manifest(data, f"new {MANIFEST}")
     return data
+
+
+def _place(entry: InputFile) -> tuple[bool, int, str]:
+    """Where an input stands in the list: the base first, then the adapters by number."""
+    return entry.role != "base", int(entry.role.partition("-")[2] or 0), entry.file
+
+
+def _decimals(alpha: object) -> Iterator[object]:
+    """Every number in `alpha`, and what is in its place."""
+    for one in alpha if isinstance(alpha, list) and len(alpha) > 1 else [alpha]:
+        yield from one.values() if isinstance(one, dict) else [one]
 
 
 def _sealed(table: Mapping[str, object]) -> bytes:
@@ -136,7 +151,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     version, alpha, policy = table["wiseft"], table["alpha"], as_mapping(table["policy"], f"{where} — policy")
     if not isinstance(version, str) or not version:
         raise _bad(f"{where} — wiseft", "the version of wiseft", f"{version!r}")
-    for value in alpha.values() if isinstance(alpha, dict) else [alpha]:
+    for value in _decimals(alpha):
         if not isinstance(value, str) or not _ALPHA.fullmatch(value) or value == "-0":
             raise _bad(f"{where} — alpha", 'decimals such as "0.5", without needless digits', f"{value!r}")
     if not all(isinstance(value, (str, bool)) for value in policy.values()):
@@ -160,7 +175,7 @@ def check_outputs(folder: Path, manifest: Manifest, files: Files) -> list[tuple[
         Fault: The operating system cannot read something.
     """
     entries = {entry.file: entry for entry in manifest.outputs}
-    present = set(_names(folder, files))
+    present = set(names_below(folder, files))
     problems = [(name, "not in the manifest") for name in present - entries.keys() - {MANIFEST}]
     for name, entry in entries.items():
         what = _differs(folder / name, entry, files) if name in present else "missing"
@@ -186,25 +201,15 @@ def _differs(path: Path, entry: OutputFile, files: Files) -> str | None:
     return None
 
 
-def _names(folder: Path, files: Files, prefix: str = "") -> Iterator[str]:
-    """Relative names of all that is in a folder, at any depth; links are not entered."""
-    for name in files.list_folder(folder):
-        seen = files.status(folder / name, follow=False)
-        if seen is not None and stat.S_ISDIR(seen.st_mode):
-            yield from _names(folder / name, files, f"{prefix}{name}/")
-        else:
-            yield prefix + name
-
-
 def _input(value: object, where: str) -> InputFile:
     """An entry of `inputs`."""
     table = _object(value, where, ("bytes", "file", "role"), ("blake3", "blake3_header"))
     role, digest, header = table["role"], table.get("blake3"), table.get("blake3_header")
-    if role not in ROLES or (digest is None and header is None):
+    if not (isinstance(role, str) and ROLE.fullmatch(role)) or (digest is None and header is None):
         raise _bad(where, "a role of base or adapter, and a digest", f"{table!r}")
     own = None if digest is None else _digest(digest, where)
     of_header = None if header is None else _digest(header, where)
-    return InputFile(str(role), _name(table["file"], where), _size(table["bytes"], where), own, of_header)
+    return InputFile(role, _name(table["file"], where), _size(table["bytes"], where), own, of_header)
 
 
 def _output(value: object, where: str) -> OutputFile:

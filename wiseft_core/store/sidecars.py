@@ -7,14 +7,14 @@ Hugging Face blobs, code is not copied unless asked for, and what is left out is
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from wiseft_core.errors import CheckpointError, InputChanged, show
-from wiseft_core.store.files import Files
+from wiseft_core.store.files import Files, read_file
 from wiseft_core.store.manifest import MANIFEST
 from wiseft_core.store.writer import copy_file, write_file
 
@@ -32,6 +32,7 @@ TOKENIZER_FOLDER: Final = "additional_chat_templates"
 TOKENIZER_PROOF: Final = frozenset({"tokenizer.json", "tokenizer_config.json", "tokenizer.model"})
 """An adapter folder with one of these has a tokenizer of its own."""
 ENTRY_LIMIT: Final = 10_000
+TOKENIZERS_DIFFER: Final = "the adapters bring different tokenizers: the base's is kept"
 _FOLDERS: Final = frozenset({".git", ".cache"})
 
 
@@ -58,15 +59,16 @@ class _Found:
 
 
 def plan_sidecars(
-    base_folder: Path | None, adapter_folder: Path | None, *, copy_code: bool, taken: Collection[str], files: Files
+    base_folder: Path | None, adapter_folders: Sequence[Path], *, copy_code: bool, taken: Collection[str], files: Files
 ) -> Sidecars:
     """What to copy from beside the weights of the base, and the tokenizer of the adapter where it has one.
 
     Args:
         base_folder: The folder of the base; every regular file in it goes along, at any depth, links dereferenced,
             except other weight formats, `.git`, `.cache`, Python code, manifests, and what is unsafe.
-        adapter_folder: The folder of the adapter. If a tokenizer is in it, it replaces the base's, as a whole;
-            nothing else is taken from it.
+        adapter_folders: The folder of the adapter. If a tokenizer is in it, it replaces the base's, as a whole;
+            nothing else is taken from it. Of several folders, those with a tokenizer must have the same one: else the
+            base's stays.
         copy_code: Take `*.py` too.
         taken: Relative names that the run reads or writes by itself; they are neither copied nor listed.
         files: The seam to look through.
@@ -76,13 +78,27 @@ def plan_sidecars(
     """
     found = list(_walk(base_folder, files)) if base_folder is not None else []
     found = [_judge(entry, copy_code) for entry in found if entry.name not in taken]
-    brought = list(_walk(adapter_folder, files, tokenizer_only=True)) if adapter_folder is not None else []
-    brought = [_judge(entry, copy_code) for entry in brought if _of_tokenizer(entry.name) and entry.name not in taken]
-    if any(entry.name in TOKENIZER_PROOF and entry.reason is None for entry in brought):
-        found = [_replaced(entry) if _of_tokenizer(entry.name) else entry for entry in found] + brought
+    brought = [entries for folder in adapter_folders if (entries := _tokenizer(folder, copy_code, taken, files))]
+    if brought and all(_contents(entries, files) == _contents(brought[0], files) for entries in brought[1:]):
+        found = [_replaced(entry) if _of_tokenizer(entry.name) else entry for entry in found] + brought[0]
+    elif brought:
+        names = sorted({entry.name for entries in brought for entry in entries})
+        found += [_Found(name, base_folder or Path(), TOKENIZERS_DIFFER) for name in names]
     copies = {entry.name: entry.source for entry in found if entry.reason is None}
     left_out = {(show(entry.name), entry.reason) for entry in found if entry.reason is not None}
     return Sidecars(tuple(sorted(copies.items())), tuple(sorted(left_out)))
+
+
+def _tokenizer(folder: Path, copy_code: bool, taken: Collection[str], files: Files) -> list[_Found]:
+    """The files of an adapter's tokenizer; none where it has no tokenizer of its own."""
+    entries = [_judge(entry, copy_code) for entry in _walk(folder, files, tokenizer_only=True)]
+    entries = [entry for entry in entries if _of_tokenizer(entry.name) and entry.name not in taken]
+    return entries if any(entry.name in TOKENIZER_PROOF and entry.reason is None for entry in entries) else []
+
+
+def _contents(entries: Sequence[_Found], files: Files) -> dict[str, bytes]:
+    """The content of each file that would be copied, by name."""
+    return {entry.name: read_file(entry.source, files) for entry in entries if entry.reason is None}
 
 
 def copy_sidecar(source: Path, target: Path, files: Files, sync: bool, replace: bytes | None = None) -> tuple[int, str]:

@@ -16,6 +16,7 @@ from blake3 import blake3
 from wiseft_core.errors import CheckpointError
 from wiseft_core.store.files import Buffer, Files, faults
 from wiseft_core.store.header import Header
+from wiseft_core.store.reader import TensorFile
 
 CHUNK: Final = 4 << 20
 """Bytes read at once to digest a file."""
@@ -28,17 +29,23 @@ class ShardWriter:
         path: Where it is made; nothing may be there.
         header: Its header; all the space is reserved now.
         files: The seam to write through.
+        same: A file that it will be a copy of: where the file system can, the two share their extents, and the shard is
+            whole at once but for its header.
     Raises:
         Fault: The operating system refuses, for want of space above all.
     """
 
-    def __init__(self, path: Path, header: Header, files: Files) -> None:
+    def __init__(self, path: Path, header: Header, files: Files, same: TensorFile | None = None) -> None:
         self.path, self.header, self._files = path, header, files
         self._left = {name: spec.nbytes for name, spec in header.specs.items()}
         self._lock = Lock()
         self._descriptor: int | None = files.create(path)
+        self.is_whole = False
         try:
-            files.allocate(self._descriptor, header.size, path)
+            if same is not None and files.clone(same.descriptor, self._descriptor, path):
+                self._left, self.is_whole = dict.fromkeys(self._left, 0), True
+            else:
+                files.allocate(self._descriptor, header.size, path)
         except BaseException:
             self.abort()
             raise
@@ -125,6 +132,7 @@ class ShardChecker(ShardWriter):
         self._left = {name: spec.nbytes for name, spec in header.specs.items()}
         self._lock = Lock()
         self._descriptor = files.open_read(path)
+        self.is_whole = False
         try:
             self._compare("the header", 0, memoryview(header.raw))
         except BaseException:

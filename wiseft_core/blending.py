@@ -1,0 +1,121 @@
+"""The values of one tile: what each adapter makes of it, mixed with the base, rounded once.
+
+Joint floor, on top of `tiles`. One tile may serve several results at once: it is read and widened once, and each
+adapter's change to it is computed once, whatever the number of alphas.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from wiseft_core import numerics
+from wiseft_core.errors import NotFinite
+from wiseft_core.tiles import Numbers, Step, Tile, cut, is_across, tuned_values
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What one adapter does to one tensor.
+
+    Attributes:
+        steps: Its changes, in the order in which they apply.
+        rows: The rows that it touches, ascending, as the `row` axis of its factors has them; None: every row.
+    """
+
+    steps: tuple[Step, ...]
+    rows: Sequence[int] | None = None
+
+
+Share = tuple[float, ...]
+"""The coefficients of one result: alpha of each term."""
+
+
+def tile_values(
+    tile: Tile, stored: Tensor, terms: Sequence[Term], shares: Sequence[Share], numbers: Numbers, name: str
+) -> list[Tensor]:
+    """The interpolated values of one tile for each of `shares`, each rounded once.
+
+        W + sum of alpha·(W_tuned - W) over the terms, where W_tuned - W is s·D for a single additive change
+
+    One term is interpolated exactly at both ends; several are summed in an order of their values, so that the order of
+    the terms does not matter to the bits. Where no coefficient is other than 0 it is the base, in the output dtype.
+
+    Shapes:
+        stored (stop - start), in the base's dtype. Returns one tensor of the same shape for each share.
+    Raises:
+        NotFinite: See `numerics.finish`; also when a streamed factor holds a value that is not finite.
+    """
+    stored = stored.to(numbers.device)
+    try:
+        weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
+        moves = [
+            _move(term, weight, tile) if any(share[at] for share in shares) else None for at, term in enumerate(terms)
+        ]
+        return [
+            numerics.finish(
+                _blend(weight, moves, share).reshape(-1), stored, numbers.output, overflow=numbers.overflow, name=name
+            )
+            for share in shares
+        ]
+    except NotFinite as error:
+        if name not in error.where:
+            error.where = f"{name} — {error.where}"
+        raise
+
+
+class _Move(NamedTuple):
+    """What a term makes of a tile: the difference D with its scale, or tuned values."""
+
+    values: Tensor
+    scale: float | None
+
+
+def _move(term: Term, weight: Tensor, tile: Tile) -> _Move | None:
+    """The effect of a term on a tile; None where it touches none of the tile's rows."""
+    if term.rows is not None:
+        return _move_rows(term, term.rows, weight, tile)
+    step = term.steps[0]
+    if len(term.steps) > 1 or step.change.delta is None:
+        return _Move(tuned_values(weight, tile, term.steps), None)
+    delta = step.change.delta(cut(step, tile, weight))
+    return _Move((delta.T if is_across(step) else delta).contiguous(), step.scale)
+
+
+def _move_rows(term: Term, rows: Sequence[int], weight: Tensor, tile: Tile) -> _Move | None:
+    """`_move` for a term that touches listed rows: the others keep the base's values."""
+    first, last = bisect_left(rows, tile.top), bisect_left(rows, tile.bottom)
+    if first == last:
+        return None
+    tuned, width = weight.clone(), tile.right - tile.left
+    for entry in range(first, last):
+        row = rows[entry]
+        start = tile.start + (row - tile.top) * width
+        part = Tile(start, start + width, row, row + 1, tile.left, tile.right)
+        at = slice(row - tile.top, row - tile.top + 1)
+        tuned[at] = tuned_values(weight[at], part, term.steps, entry)
+    return _Move(tuned, None)
+
+
+def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share) -> Tensor:
+    """The values of a tile for one share, not rounded yet."""
+    active = [(move, alpha) for move, alpha in zip(moves, share, strict=True) if move is not None and alpha]
+    if not active:
+        return weight
+    if len(active) > 1:
+        return numerics.moved(weight, numerics.ordered_sum([_shift(weight, *each) for each in active]), 1.0)
+    (move, alpha) = active[0]
+    if move.scale is None:
+        return numerics.mix(weight, move.values, alpha)
+    return numerics.moved(weight, move.values, move.scale * alpha)
+
+
+def _shift(weight: Tensor, move: _Move, alpha: float) -> Tensor:
+    """alpha·(W_tuned - W) of one term."""
+    if move.scale is None:
+        return (move.values - weight).mul_(alpha)
+    return move.values * (move.scale * alpha)

@@ -1,0 +1,110 @@
+"""The verb that adds up what several adapters changed, in one rounding.
+
+Verb floor. One base, any number of adapters of any method; each is bound on its own, and their changes are summed tile
+by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from wiseft_core.errors import ConfigError, listed, of_adapter
+from wiseft_core.families import FAMILIES, Family
+from wiseft_core.interpolation import bound_of
+from wiseft_core.sources import Adapter, BaseLike, Tuned, as_source, as_tuned
+from wiseft_core.statedict import StateDict
+from wiseft_core.types import Alpha
+
+
+def combine(
+    base: BaseLike,
+    adapters: Iterable[tuple[Adapter | BaseLike, Alpha]],
+    *,
+    base_config: Mapping[str, object] | None = None,
+    extrapolate: bool = False,
+    overflow: str = "error",
+    compute_dtype: torch.dtype = torch.float64,
+    output_dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    families: Mapping[str, Family] = FAMILIES,
+) -> StateDict:
+    """The base with the WiSE-FT changes of several adapters, added up and rounded once.
+
+        W = W_base + sum over the adapters of alpha_i·(W_tuned_i - W_base)
+
+    Each W_tuned_i is what adapter i alone makes of the base, whatever its method and rank. The order of the adapters
+    does not matter to any byte, and one adapter gives what `interpolate` gives.
+
+    Shapes:
+        Every tensor keeps the base's shape.
+    Args:
+        base: As for `interpolate`.
+        adapters: Pairs of an adapter and its coefficient, each as `interpolate` takes them. An adapter in memory that
+            needs a config is given as an `Adapter`.
+        base_config: As for `interpolate`.
+        extrapolate: Allow coefficients outside [0, 1], to subtract an adapter for example.
+        overflow: As for `interpolate`.
+        compute_dtype: As for `interpolate`.
+        output_dtype: As for `interpolate`.
+        device: As for `interpolate`.
+        families: As for `interpolate`.
+    Returns:
+        A lazy, read-only mapping as `interpolate` gives it; its `at` takes one coefficient for each adapter.
+    Raises:
+        ConfigError: There is no adapter, or the adapters say that they were trained on different bases.
+        ShapeMismatch, NotFinite: Adapters bring different tensors that the base does not have.
+        WiseftError: As for `interpolate`, with the number of the adapter.
+    Exactness: |out - exact| <= 0.5 ulp + 2^-48 times the sum over the adapters of (rank + 4)·(|W| + |c|·sum |B||A|), in
+        the worst case of any order; whole tensors and DoRA likewise add up their bounds.
+    Source: Wortsman et al. 2022, arXiv:2109.01903; the sum of differences is task arithmetic, Ilharco et al. 2023,
+        arXiv:2212.04089.
+    Example:
+        >>> base = {"proj.weight": torch.zeros(1, 2)}
+        >>> ones = {"proj.weight": torch.ones(1, 2)}
+        >>> combine(base, [(ones, 0.5), ({"proj.weight": torch.full((1, 2), 8.0)}, 0.25)])["proj.weight"]
+        tensor([[2.5000, 2.5000]])
+    """
+    pairs, source = list(adapters), as_source(base)
+    if not pairs:
+        raise ConfigError(
+            "adapters", expected="at least one adapter with its alpha", got="none", hint="there is nothing to combine"
+        )
+    tuned = list[Tuned]()
+    for number, (adapter, _) in enumerate(pairs, start=1):
+        with of_adapter(number, len(pairs)):
+            tuned.append(as_tuned(adapter, None, source.specs))
+    check_bases(tuned)
+    bound = bound_of(
+        source,
+        tuned,
+        base_config=base_config,
+        overflow=overflow,
+        compute_dtype=compute_dtype,
+        output_dtype=output_dtype,
+        device=device,
+        families=families,
+    )
+    view = StateDict(bound, [alpha for _, alpha in pairs], extrapolate=extrapolate)
+    bound.check_values([one.complete for one in tuned])
+    return view
+
+
+def check_bases(tuned: Sequence[Tuned]) -> None:
+    """Refuse adapters whose configs name different bases: the sum of their changes is a change of neither.
+
+    A base is known by the last part of its name, so that a hub's name and a local folder can be one.
+
+    Raises:
+        ConfigError: They do.
+    """
+    names = {one.config.base_model for one in tuned if one.config is not None and one.config.base_model}
+    models = {name.rstrip("/").rpartition("/")[2] for name in names}
+    if len(models) > 1:
+        raise ConfigError(
+            "the adapters were trained on different bases",
+            expected="one base_model_name_or_path in their configs",
+            got=listed(names, most=5),
+            hint="combine adapters of one base only; if these are two names of one model, write one into both configs",
+        )

@@ -1,0 +1,188 @@
+"""What is decided before a byte is written: shards, headers, index, and the files beside them.
+
+Verb floor, below `offline`: from specs and folders alone. Outputs at several alphas share one job.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
+from torch import Tensor
+
+from wiseft_core import dtypes
+from wiseft_core.bound import Bound
+from wiseft_core.errors import ConfigError, listed
+from wiseft_core.record import sources
+from wiseft_core.report import Report
+from wiseft_core.sources import BaseLike, Memory, Source, as_source
+from wiseft_core.statedict import StateDict
+from wiseft_core.store.checkpoint import Checkpoint
+from wiseft_core.store.files import Files, read_file
+from wiseft_core.store.reader import TensorFile
+from wiseft_core.store.shards import Shard, index_bytes, index_still_right, keep_shards, parse_size, split_shards
+from wiseft_core.store.sidecars import Sidecars, plan_sidecars
+from wiseft_core.store.strict_json import as_mapping, read_json
+from wiseft_core.store.writer import digest_file
+
+INDEX_FILE: Final = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that is decided before a byte is written.
+
+    Attributes:
+        views: What to write, by the folder below OUT that it goes to; "" for OUT itself. Several are views over one
+            binding, and have the same shards, headers and files beside them.
+        shards: The files of weights of each output.
+        like: The checkpoint whose layout is followed.
+        sidecars: The files that go along.
+        index: The content of the index, if there is one.
+    """
+
+    views: Mapping[str, StateDict | Source]
+    shards: tuple[Shard, ...]
+    like: Checkpoint | None
+    sidecars: Sidecars
+    index: bytes | None
+
+    @property
+    def view(self) -> StateDict | Source:
+        """Any of the views, for what is the same in all."""
+        return next(iter(self.views.values()))
+
+    def inputs(self) -> list[Checkpoint]:
+        """Every checkpoint on disk that is read from."""
+        return [*sources(self.view), *([] if self.like is None else [self.like])]
+
+    def file_like(self, shard: Shard) -> TensorFile | None:
+        """The base's file that a shard is a copy of in every output, header and all."""
+        views = [view for view in self.views.values() if isinstance(view, StateDict) and view.bound.base is self.like]
+        for file in self.like.files if self.like is not None and views else ():
+            if file.name == shard.name and file.header.raw == shard.header.raw:
+                return file if all(view.is_copy(name) for name in shard.header.specs for view in views) else None
+        return None
+
+
+def plan_job(
+    views: Mapping[str, Mapping[str, Tensor]],
+    like: BaseLike | None,
+    max_shard_size: int | str | None,
+    copy_code: bool,
+    files: Files,
+) -> Job:
+    """Decide shards, headers, sidecars and index from specs alone."""
+    first = next(iter(views.values()))
+    bound = first.bound if isinstance(first, StateDict) else None
+    source: Source = bound.base if bound is not None else Memory(first)
+    specs = bound.plan.outputs if bound is not None else source.specs
+    followed = as_source(like) if like is not None else source
+    model = followed if isinstance(followed, Checkpoint) else None
+    homes = bound.plan.homes if bound is not None else {}
+    if model is not None and max_shard_size is None:
+        missing = [name for name in model.specs if name not in specs]
+        if missing:
+            raise ConfigError(
+                f"{listed(missing)} — in `like`, and not in what is to be written",
+                expected="every tensor of the checkpoint whose shards are to be kept",
+                got=f"{len(missing)} missing",
+                hint="pass max_shard_size to cut new shards instead",
+            )
+        shards = keep_shards([(file.name, file.header) for file in model.files], specs, homes)
+    else:
+        metadata = model.metadata() if model is not None else {"format": "pt"}
+        limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        shards = split_shards(specs, max_shard_size=limit, metadata=metadata)
+    taken = [*(file.name for file in model.files), *filter(None, [model.index_name])] if model is not None else []
+    sidecars = plan_sidecars(
+        model.folder if model is not None else None,
+        [] if bound is None else adapter_folders(bound),
+        copy_code=copy_code,
+        taken=taken,
+        files=files,
+    )
+    kept = {folder: view if isinstance(view, StateDict) else source for folder, view in views.items()}
+    return Job(kept, shards, model, sidecars, _index(shards, model, files))
+
+
+def adapter_folders(bound: Bound) -> list[Path]:
+    """The folders of the adapters that were opened from disk."""
+    return [part.adapter.path.parent for part in bound.parts if isinstance(part.adapter, Checkpoint)]
+
+
+def _index(shards: Sequence[Shard], like: Checkpoint | None, files: Files) -> bytes | None:
+    """The index of the output: the followed one's own bytes where they are still right, None for a single file."""
+    if like is None or like.index_name is None:
+        return index_bytes(shards, {}) if len(shards) > 1 else None
+    if like.folder is not None and index_still_right([(file.name, file.header) for file in like.files], shards):
+        return read_file(like.folder / like.index_name, files)
+    gained = sum(len(shard.header.specs) for shard in shards) != len(like.specs)
+    # transformers' count of parameters is theirs to make: it is kept only while it is still right.
+    kept = {key: value for key, value in like.index_metadata.items() if not (gained and key == "total_parameters")}
+    return index_bytes(shards, kept)
+
+
+def check_size(job: Job, limit: int | str | None) -> None:
+    """Refuse an output that is larger than was allowed: a small adapter can ask for a huge one."""
+    most = parse_size(limit) if isinstance(limit, str) else limit
+    size = sum(shard.header.size for shard in job.shards) * len(job.views)
+    if most is not None and size > most:
+        raise ConfigError(
+            "the size of the output",
+            expected=f"at most {most} bytes, as was asked for",
+            got=f"{size} bytes of weights",
+            hint="allow more, or look at the base: is it the one that was meant?",
+        )
+
+
+def digests_beside(job: Job, files: Files) -> dict[str, str]:
+    """The digest that index and sidecar files would have, by file name."""
+    digests = {}
+    if job.index is not None:
+        digests[index_name(job)] = blake3(job.index).hexdigest()
+    for name, source in job.sidecars.copies:
+        replace = new_config(source, job.view) if name == "config.json" else None
+        descriptor = files.open_read(source)
+        try:
+            size = files.identity(descriptor)[2]
+            own = digest_file(descriptor, size, files, source) if replace is None else blake3(replace).hexdigest()
+            digests[name] = own
+        finally:
+            files.close(descriptor)
+    return digests
+
+
+def index_name(job: Job) -> str:
+    """The file name of the output's index."""
+    return job.like.index_name if job.like is not None and job.like.index_name else INDEX_FILE
+
+
+def new_config(source: Path, view: StateDict | Source) -> bytes | None:
+    """config.json with the dtype that was asked for, None where its bytes stay."""
+    asked = view.bound.output_dtype if isinstance(view, StateDict) else None
+    if asked is None:
+        return None
+    config = as_mapping(read_json(source), str(source))
+    name = str(dtypes.TORCH_DTYPES[asked]).removeprefix("torch.")
+    changed = {key: name for key in ("dtype", "torch_dtype") if key in config}
+    return (json.dumps({**config, **changed}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def report_of(job: Job, out: Path, sizes: Mapping[str, int], *notes: str) -> Report:
+    """What was written."""
+    plan = job.view.plan if isinstance(job.view, StateDict) else None
+    return Report(
+        path=str(out),
+        tensors=sum(len(shard.header.specs) for shard in job.shards),
+        touched=len(plan.bindings) if plan is not None else 0,
+        new=tuple(plan.new) if plan is not None else (),
+        bytes=sum(sizes.values()),
+        files=tuple(sorted(sizes)),
+        left_out=job.sidecars.left_out,
+        notes=(*(plan.notes if plan is not None else ()), *notes),
+    )
