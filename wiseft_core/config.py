@@ -104,6 +104,8 @@ class AdapterConfig:
     ensure_weight_tying: bool = False
     base_model: str | None = None
     peft_version: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+    """Every field as it was given, as JSON has it: what an adapter made from this one is saved with."""
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, object], where: str = "config") -> AdapterConfig:
@@ -119,7 +121,7 @@ class AdapterConfig:
         kind = _peft_type(given.get("peft_type"), f"{where}: peft_type")
         readers = READERS["any"] | READERS[kind]
         problems: list[WiseftError] = []
-        read: dict[str, object] = {"peft_type": kind}
+        read: dict[str, object] = {"peft_type": kind, "fields": dict(given)}
         if kind == "TRAINABLE_TOKENS":
             given["trainable_token_indices"] = tokens_by_module(given, where)
         for name, reader in readers.items():
