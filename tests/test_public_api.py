@@ -30,12 +30,24 @@ DOOR = [
     "open_adapter",
     "open_checkpoint",
     "plan",
+    "rescale",
+    "save_adapter",
     "save_checkpoint",
     "schedules",
     "sweep",
     "verify",
 ]
-VERBS = ["combine", "interpolate", "interpolate_tensor", "plan", "save_checkpoint", "sweep", "verify"]
+VERBS = [
+    "combine",
+    "interpolate",
+    "interpolate_tensor",
+    "plan",
+    "rescale",
+    "save_adapter",
+    "save_checkpoint",
+    "sweep",
+    "verify",
+]
 
 
 def test_door_is_exactly_this() -> None:

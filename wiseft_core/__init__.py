@@ -12,6 +12,7 @@ from wiseft_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from wiseft_core import errors, families, naming, schedules
+    from wiseft_core.adapters import save_adapter
     from wiseft_core.binding import Plan
     from wiseft_core.combination import combine
     from wiseft_core.config import AdapterConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from wiseft_core.offline import save_checkpoint
     from wiseft_core.planning import plan
     from wiseft_core.report import Report
+    from wiseft_core.rescaling import rescale
     from wiseft_core.single import interpolate_tensor
     from wiseft_core.sources import Adapter, open_adapter
     from wiseft_core.statedict import StateDict
@@ -42,6 +44,8 @@ _HOMES = {
     "open_adapter": "sources",
     "open_checkpoint": "store.checkpoint",
     "plan": "planning",
+    "rescale": "rescaling",
+    "save_adapter": "adapters",
     "save_checkpoint": "offline",
     "sweep": "interpolation",
     "verify": "verification",
@@ -67,6 +71,8 @@ __all__ = [
     "open_adapter",
     "open_checkpoint",
     "plan",
+    "rescale",
+    "save_adapter",
     "save_checkpoint",
     "schedules",
     "sweep",

@@ -17,7 +17,7 @@ from wiseft_core import dtypes, numerics
 from wiseft_core.binding import Binding, Plan, new_twice, union_rows
 from wiseft_core.blending import Share, Term, tile_values
 from wiseft_core.errors import DtypeMismatch, WiseftError
-from wiseft_core.families import Family
+from wiseft_core.families import Change, Family
 from wiseft_core.layouts import LAYOUTS
 from wiseft_core.sources import Memory, Source
 from wiseft_core.steps import StepSpec
@@ -112,7 +112,7 @@ class Bound:
         """
         source, key = self.source(name)
         shape, read = source.specs[key].shape, partial(source.read, key)
-        numbers, active = self._numbers(name), _active(shares)
+        numbers, active = self.numbers(name), _active(shares)
         terms = tuple(self._term(self.parts[at], name, shape, read, numbers) for at in active)
         kept = tuple(tuple(share[at] for at in active) for share in shares)
         return Prepared(name, shape, read, terms, kept, self.rows(name, shares), numbers)
@@ -120,10 +120,11 @@ class Bound:
     def _term(self, part: Part, name: str, shape: tuple[int, ...], read: Read, numbers: Numbers) -> Term:
         """What one adapter does to one tensor."""
         bound = part.plan.bindings[name]
-        steps = tuple(self._step(part, step, bound, numbers) for step in bound.steps)
+        steps = tuple(self.step(part, step, bound, numbers) for step in bound.steps)
         return Term(measured(shape, steps, read, numbers), bound.rows)
 
-    def _numbers(self, name: str) -> Numbers:
+    def numbers(self, name: str) -> Numbers:
+        """How the numbers of an output tensor are treated."""
         output = dtypes.TORCH_DTYPES[self.plan.outputs[name].dtype]
         return Numbers(self.compute, output, self.overflow, self.device_of(name))
 
@@ -134,10 +135,14 @@ class Bound:
             return self.device
         return source.tensors[key].device if isinstance(source, Memory) else torch.device("cpu")
 
-    def _step(self, part: Part, spec: StepSpec, bound: Binding, numbers: Numbers) -> Step:
-        """The step with its factors read, widened, and in the order of the touched rows."""
+    def change(self, spec: StepSpec) -> Change:
+        """What the family of a step does to its parameter."""
         record = self.families[spec.family]
-        change = record.parameters.get(spec.parameter) or record.parameters["*"]
+        return record.parameters.get(spec.parameter) or record.parameters["*"]
+
+    def step(self, part: Part, spec: StepSpec, bound: Binding, numbers: Numbers) -> Step:
+        """The step with its factors read, widened, and in the order of the touched rows."""
+        change = self.change(spec)
         factors: dict[str, Tensor] = {}
         streams: dict[str, Read] = {}
         for role, key in spec.factors.items():
@@ -145,7 +150,7 @@ class Bound:
             if axes == "out in":
                 streams[role] = partial(part.adapter.read, key)
                 continue
-            factor = factor_matrix(_whole(part, key), axes, key, numbers)
+            factor = factor_matrix(whole(part, key), axes, key, numbers)
             factors[role] = factor[list(bound.entries)] if axes.startswith("row") else factor
         return Step(change, LAYOUTS[spec.layout], spec.scale, factors, streams)
 
@@ -163,7 +168,7 @@ class Bound:
                 if not same_bytes(ours, theirs):
                     problems.append(_changed_integers(name, key))
             for key, name in () if is_complete else part.plan.consumed().items():
-                if name and name not in part.plan.same and not numerics.is_all_finite(_whole(part, key)):
+                if name and name not in part.plan.same and not numerics.is_all_finite(whole(part, key)):
                     problems.append(not_finite(key))
         WiseftError.raise_all(problems + self._new_twice())
 
@@ -171,7 +176,7 @@ class Bound:
         """What is wrong with tensors that the base does not have and several adapters bring: they must be the same."""
         problems: list[WiseftError] = []
         for name in self.plan.new:
-            first, *rest = [_whole(part, part.plan.new[name]) for part in self.parts if name in part.plan.new]
+            first, *rest = [whole(part, part.plan.new[name]) for part in self.parts if name in part.plan.new]
             if not all(same_bytes(first, other) for other in rest):
                 problems.append(new_twice(name, "one tensor, the same values in each", "other values in one of them"))
         return problems
@@ -187,7 +192,7 @@ def _active(shares: Sequence[Share]) -> list[int]:
     return [at for at, column in enumerate(zip(*shares, strict=True)) if any(column)]
 
 
-def _whole(part: Part, key: str) -> Tensor:
+def whole(part: Part, key: str) -> Tensor:
     """A whole adapter tensor, read and not mapped."""
     spec = part.adapter.specs[key]
     return part.adapter.read(key, 0, spec.numel).reshape(spec.shape)

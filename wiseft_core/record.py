@@ -37,7 +37,12 @@ from wiseft_core.version import __version__
 
 
 def manifest_of(
-    view: StateDict | Source, outputs: Mapping[str, tuple[int, str]], files: Files, *, synced: bool
+    view: StateDict | Source,
+    outputs: Mapping[str, tuple[int, str]],
+    files: Files,
+    *,
+    synced: bool,
+    policy: Mapping[str, str] | None = None,
 ) -> bytes:
     """The bytes of wiseft.json for a finished output.
 
@@ -46,6 +51,7 @@ def manifest_of(
         outputs: Size and digest of every file, by name.
         files: The seam to read adapter files through, for their digests.
         synced: Whether everything was forced to disk.
+        policy: What else to say of how a view was written.
     """
     entries = [OutputFile(name, size, digest) for name, (size, digest) in outputs.items()]
     if not isinstance(view, StateDict):
@@ -72,6 +78,7 @@ def manifest_of(
             "overflow": bound.overflow,
             "extrapolate": view.extrapolate,
             "synced": synced,
+            **(policy or {}),
         },
     )
 

@@ -9,7 +9,7 @@ not depend on who asks for it, in what pieces, or on how many threads there are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, Protocol
 
 import torch
@@ -181,16 +181,16 @@ def measured(shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers:
     done: list[Step] = []
     for step in steps:
         if needs_measure(step, shape) and 0 not in shape:
-            step = _measure(step, shape, done, read, numbers)
+            step = replace(step, total=total_of(step, shape, done, read, numbers))
         done.append(step)
     return tuple(done)
 
 
-def _measure(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Step:
-    """One step with its total, measured on the tensor as the steps before it leave it."""
+def total_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
+    """What a step measures over whole rows, on the tensor as the steps before it leave it; one value per `out`."""
     height, width = matrix_shape(shape)
     across = is_across(step)
-    total: Tensor | None = None
+    total = torch.zeros(width if across else height, dtype=numbers.compute, device=numbers.device)
     for tile in grid(shape):
         stored = read(tile.start, tile.stop).to(numbers.device)
         weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
@@ -198,7 +198,5 @@ def _measure(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: R
         if step.change.measure is None:
             raise TypeError("a step without `measure` needs no pass")
         part = step.change.measure(weight.T if across else weight, cut(step, tile, weight), step.scale)
-        if total is None:
-            total = torch.zeros(width if across else height, dtype=part.dtype, device=part.device)
         total[slice(tile.left, tile.right) if across else slice(tile.top, tile.bottom)] += part
-    return Step(step.change, step.layout, step.scale, step.factors, step.streams, total)
+    return total

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Factors = Mapping[str, "Tensor"]
 """Factors by role, each cut to the tile at hand, in the compute dtype."""
+Total = Callable[[Factors], "Tensor"]
+"""The sum of a measure over a whole weight, with some factors in the place of their own; one value per `out`."""
 
 
 class Change(NamedTuple):
@@ -29,14 +31,21 @@ class Change(NamedTuple):
         tuned: `tuned(weight, factors, scale, total)` gives the tuned value, where it is not of that form.
         measure: `measure(weight, factors, scale)`, what `tuned` needs to know of whole rows: summed over the tiles
             that share their rows, it comes back as `total`, one value per `out`. None: rows need nothing.
+        rescaled: `rescaled(factors, alpha, total)` gives factors in the place of some, of the same shapes, whose tuned
+            value is W + alpha·(W_tuned - W). `total(changed)` is the sum of `measure` over the whole weight with the
+            changed factors, as they will be stored, in the place of theirs.
+        value: The role of a factor that is the tuned value itself: the interpolated value can stand in its place.
 
-    The functions modify nothing that they are given. Exactly one of `delta` and `tuned` is set.
+    The functions modify nothing that they are given. Exactly one of `delta` and `tuned` is set. A change with neither
+    `rescaled` nor `value` is not closed: no factors of its kind give the interpolated value.
     """
 
     factors: Mapping[str, str]
     delta: Callable[[Factors], Tensor] | None = None
     tuned: Callable[[Tensor, Factors, float, Tensor | None], Tensor] | None = None
     measure: Callable[[Tensor, Factors, float], Tensor] | None = None
+    rescaled: Callable[[Factors, float, Total], Factors] | None = None
+    value: str | None = None
 
 
 class Family(NamedTuple):

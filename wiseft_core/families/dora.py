@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wiseft_core.errors import NotFinite
-from wiseft_core.families._family import Change, Factors, Family
+from wiseft_core.families._family import Change, Factors, Family, Total
 from wiseft_core.families.lora import delta
 
 if TYPE_CHECKING:
@@ -49,12 +49,44 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
     Exactness: before the caller's one rounding, 1e-6 ulp of an output of 32 bits or less, plus what float64 itself
         leaves where (1 - alpha)·W and alpha·W_tuned cancel: 2^-50·(rank + in + 8)·(|W| + g·S + g·|V|·‖S‖/‖V‖), with
         S = |W| + |s|·|B||A| and g = |magnitude|/‖V‖.
+    Closed: see `rescaled`.
     Source: Liu et al. 2024, arXiv:2402.09353, eq. 5. The norm has no epsilon, as in PEFT.
     """
     from wiseft_core.numerics import moved, square_sum  # torch comes with arithmetic, not with a plan
 
     direction = moved(weight, delta(factors), scale)
-    norm = (square_sum(direction) if total is None else total).sqrt()
+    norm = _norm(square_sum(direction) if total is None else total)
+    return direction.mul_((factors["magnitude"] / norm).unsqueeze(1))
+
+
+def rescaled(factors: Factors, alpha: float, total: Total) -> Factors:
+    """The factors of the interpolated weight, which is again a DoRA of the same rank.
+
+        g = m / ‖V‖        h = (1 - alpha) + alpha·g        B' = diag(alpha·g / h)·B        m' = h·‖W + s·B'·A‖
+
+    because (1 - alpha)·W + alpha·g·V = h·(W + s·B'·A), whose norm is |m'|. h < 0 is allowed, and makes m' negative.
+
+    Shapes:
+        As for `tuned`.
+    Raises:
+        NotFinite: h is zero, so that W has no part in the row, or ‖V‖ or ‖W + s·B'·A‖ is zero or not finite.
+    """
+    gain = factors["magnitude"] / _norm(total({}))
+    share = (1 - alpha) + alpha * gain
+    if not bool((share != 0).all()):
+        raise NotFinite(
+            f"at alpha {alpha:g} the base has no part in a row, and no DoRA is the interpolated weight",
+            expected="(1 - alpha) + alpha·magnitude/‖W + s·B·A‖ other than zero in every row",
+            got="zero in some",
+            hint="choose an alpha beside this one, or interpolate the whole model instead",
+        )
+    scaled = factors["B"] * (alpha * gain / share).unsqueeze(1)
+    return {"B": scaled, "magnitude": share * _norm(total({"B": scaled}))}
+
+
+def _norm(total: Tensor) -> Tensor:
+    """The norms of rows from their squares; a row that has no direction is refused."""
+    norm = total.sqrt()
     if not bool(((norm > 0) & (norm < float("inf"))).all()):
         raise NotFinite(
             "a row of W + s·B·A has no direction",
@@ -62,13 +94,18 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
             got=f"norms from {norm.min().item():g} to {norm.max().item():g}",
             hint="DoRA is not defined there: look for zero, NaN or inf rows in the base, or leave this module out",
         )
-    return direction.mul_((factors["magnitude"] / norm).unsqueeze(1))
+    return norm
 
 
 DORA = Family(
     name="dora",
     parameters={
-        "weight": Change(factors={"A": "rank in", "B": "out rank", "magnitude": "out"}, tuned=tuned, measure=measure),
+        "weight": Change(
+            factors={"A": "rank in", "B": "out rank", "magnitude": "out"},
+            tuned=tuned,
+            measure=measure,
+            rescaled=rescaled,
+        ),
     },
     needs_scale=True,
     source="Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, arXiv:2402.09353, eq. 5",

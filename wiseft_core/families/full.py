@@ -24,6 +24,7 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
     Shapes:
         weight (out, in); value (out, in). Returns (out, in).
     Exactness: exact; the interpolation W + alpha·(value - W) is rounded once by the caller, and alpha = 1 is value.
+    Closed: the interpolated value is such a value.
     Source: Wortsman et al. 2022, arXiv:2109.01903, section 3.
     """
     return factors["value"]
@@ -31,7 +32,7 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
 
 FULL = Family(
     name="full",
-    parameters={"*": Change(factors={"value": "out in"}, tuned=tuned)},
+    parameters={"*": Change(factors={"value": "out in"}, tuned=tuned, value="value")},
     needs_scale=False,
     source="Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903, section 3",
 )

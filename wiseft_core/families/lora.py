@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wiseft_core.families._family import Change, Factors, Family
+from wiseft_core.families._family import Change, Factors, Family, Total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ def delta(factors: Factors) -> Tensor:
         factors: Roles "A" and "B".
     Exactness: W + c·D has an error of at most 2^-48·(rank + 4)·(|W| + |c|·sum |B||A|) before the caller's one rounding,
         in float64.
+    Closed: see `rescaled`.
     Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; scale of rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
@@ -42,16 +43,33 @@ def delta_of_bias(factors: Factors) -> Tensor:
     Shapes:
         bias (out). Returns (out, 1), as the base's bias is a column.
     Exactness: two float64 roundings before the caller's one.
+    Closed: see `rescaled_bias`.
     Source: PEFT 0.21 `LoraConfig.lora_bias`: B(A(x)) has the bias, so it is scaled like the product.
     """
     return factors["bias"].unsqueeze(1)
 
 
+def rescaled(factors: Factors, alpha: float, total: Total) -> Factors:
+    """The factors of the interpolated weight.
+
+    B' = alpha·B        W + s·B'·A = W + alpha·(W_tuned - W)
+    """
+    return {"B": factors["B"] * alpha}
+
+
+def rescaled_bias(factors: Factors, alpha: float, total: Total) -> Factors:
+    """The factor of the interpolated bias.
+
+    bias' = alpha·bias
+    """
+    return {"bias": factors["bias"] * alpha}
+
+
 LORA = Family(
     name="lora",
     parameters={
-        "weight": Change(factors={"A": "rank in", "B": "out rank"}, delta=delta),
-        "bias": Change(factors={"bias": "out"}, delta=delta_of_bias),
+        "weight": Change(factors={"A": "rank in", "B": "out rank"}, delta=delta, rescaled=rescaled),
+        "bias": Change(factors={"bias": "out"}, delta=delta_of_bias, rescaled=rescaled_bias),
     },
     needs_scale=True,
     source="Hu et al. 2021, LoRA, arXiv:2106.09685, eq. 3; Kalajdzievski 2023, rsLoRA, arXiv:2312.03732",

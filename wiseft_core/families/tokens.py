@@ -24,6 +24,7 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
     Shapes:
         weight (row, in), the listed rows of the table only; rows (row, in). Returns (row, in).
     Exactness: exact, as for `full`.
+    Closed: the interpolated rows are such rows.
     Source: PEFT 0.21 `TrainableTokensLayer`: index_copy of the saved rows over the base's.
     """
     return factors["rows"]
@@ -31,7 +32,7 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
 
 TOKENS = Family(
     name="tokens",
-    parameters={"weight": Change(factors={"rows": "row in"}, tuned=tuned)},
+    parameters={"weight": Change(factors={"rows": "row in"}, tuned=tuned, value="rows")},
     needs_scale=False,
     source="PEFT 0.21, TrainableTokensLayer (trainable_token_indices, TRAINABLE_TOKENS)",
 )

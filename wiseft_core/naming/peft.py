@@ -21,6 +21,7 @@ from wiseft_core.errors import AmbiguousName, BindingError, WiseftError, listed
 PREFIX: Final = "base_model.model."
 COMPILED: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 IGNORED: Final = "ignored"
+COUNTER: Final = "num_batches_tracked"
 
 
 class PeftKey(NamedTuple):
@@ -130,6 +131,18 @@ def format_key(parsed: PeftKey) -> str:
     return PREFIX + ".".join(part for part in [parsed.module, *tail] if part)
 
 
+def saved_keys(parsed: Mapping[str, PeftKey]) -> dict[str, str]:
+    """The key that PEFT would save each tensor under, by its own key; copies that were not trained are left out.
+
+    Counters of training steps go along: they mean nothing for the weights, but PEFT saves them with their module.
+    """
+    return {
+        key: format_key(said._replace(role="value") if said.role == IGNORED else said)
+        for key, said in parsed.items()
+        if said.role != IGNORED or (said.parameter == COUNTER and "original_module" not in key.split("."))
+    }
+
+
 def _factor(parts: list[str]) -> PeftKey | None:
     """What a key says that ends as a factor does; None for others."""
     for named in (False, True):
@@ -157,7 +170,7 @@ def _value(parts: list[str]) -> PeftKey:
         at = path.index("modules_to_save")
         adapter = path[at + 1] if at + 1 < len(path) else None
         path[at : at + (1 if adapter is None else 2)] = []
-    if parameter == "num_batches_tracked":  # a counter of training steps, not a weight
+    if parameter == COUNTER:  # a counter of training steps, not a weight
         role = IGNORED
     path = [part for part in path if part != "token_adapter"]
     wrapped = path.count("base_layer") == 1

@@ -1,0 +1,75 @@
+"""An adapter's config as it is saved: every field that it came with, and those without which PEFT would not load it.
+
+Joint floor: names, specs and configs only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+
+from wiseft_core.config import AdapterConfig
+from wiseft_core.config_fields import RENAMED, plain
+from wiseft_core.naming.patterns import first_match
+from wiseft_core.naming.peft import PeftKey
+from wiseft_core.types import TensorSpec
+
+
+def completed(
+    config: AdapterConfig, parsed: Mapping[str, PeftKey], specs: Mapping[str, TensorSpec]
+) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The fields of adapter_config.json, and the names of those that the config did not have.
+
+    A field that is there stays as it is, null too: a config that PEFT wrote has them all.
+
+    Args:
+        config: The adapter's config.
+        parsed: The meaning of the adapter's keys.
+        specs: Dtype and shape by key.
+    """
+    given = dict(config.fields)
+    if AdapterConfig.from_mapping(given) != config:  # made by hand, or changed since it was read
+        given |= _own_fields(config)
+    needed: dict[str, object] = {"peft_type": config.peft_type}
+    if config.peft_type == "LORA":
+        needed |= _from_tensors(config, parsed, specs)
+    missing = {name: value for name, value in needed.items() if name not in given}
+    return given | missing, tuple(sorted(missing))
+
+
+def _own_fields(config: AdapterConfig) -> dict[str, object]:
+    """The fields of a config that are not left at their defaults, as JSON spells them."""
+    default, names = AdapterConfig(), {own: name for name, own in RENAMED.items()}
+    return {
+        names.get(field.name, field.name): plain(getattr(config, field.name))
+        for field in fields(config)
+        if field.compare and getattr(config, field.name) != getattr(default, field.name)
+    }
+
+
+def _from_tensors(
+    config: AdapterConfig, parsed: Mapping[str, PeftKey], specs: Mapping[str, TensorSpec]
+) -> dict[str, object]:
+    """What the tensors of a LoRA say of its config, where that is not the default of PEFT."""
+    ranks = {said.module: specs[key].shape[0] for key, said in parsed.items() if said.role in ("A", "embedding_A")}
+    found: dict[str, object] = {"target_modules": sorted(ranks)}
+    if config.r is None and ranks:
+        found["r"] = rank = Counter(ranks.values()).most_common(1)[0][0]
+        others = {
+            f"^{module}".replace(".", r"\."): size
+            for module, size in ranks.items()
+            if size != rank and first_match(config.rank_pattern, module) is None
+        }
+        if others:
+            found["rank_pattern"] = others
+    roles = {said.role for said in parsed.values()}
+    found |= {field: True for field, role in (("use_dora", "magnitude"), ("lora_bias", "bias")) if role in roles}
+    values = [said for said in parsed.values() if said.role == "value"]
+    heads = {said.module for said in values if not said.wrapped and said.parameter != "bias"}
+    if heads:
+        found["modules_to_save"] = sorted(heads)
+    biases = [said for said in values if said.parameter == "bias" and said.module not in heads]
+    if biases:
+        found["bias"] = "lora_only" if all(said.wrapped for said in biases) else "all"
+    return found

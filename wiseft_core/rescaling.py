@@ -1,0 +1,282 @@
+"""The verb that folds alpha into the adapter itself: an adapter in, an adapter of the same kind out.
+
+Verb floor. Every change of an adapter is closed under interpolation in its own way, which its family knows; what is not
+closed is refused by name. Weights are walked tile by tile, the adapter's own tensors are held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from wiseft_core import dtypes, numerics
+from wiseft_core.binding import Binding
+from wiseft_core.blending import Term
+from wiseft_core.bound import Bound, Prepared, whole
+from wiseft_core.config import AdapterConfig
+from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
+from wiseft_core.families import FAMILIES, Factors, Family
+from wiseft_core.interpolation import bound_of
+from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
+from wiseft_core.sites import Site, collect
+from wiseft_core.sources import Adapter, BaseLike, Source, as_source, as_tuned
+from wiseft_core.statedict import StateDict
+from wiseft_core.steps import StepSpec
+from wiseft_core.tiles import total_of
+from wiseft_core.types import Alpha, TensorSpec
+
+ADDED: Final = frozenset({"A", "B", "embedding_A", "embedding_B", "bias"})
+"""The roles of what is added to a weight whatever its values: alpha times that needs no base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaled(Adapter):
+    """What `rescale` gives: an adapter, and the interpolated weights that it stands for.
+
+    Attributes:
+        view: The interpolation of the base with the adapter that it was made from. Where no base was needed, that has
+            names and shapes alone.
+    """
+
+    view: StateDict = field(kw_only=True, repr=False, compare=False)
+
+
+def rescale(
+    adapter: Adapter | BaseLike,
+    alpha: Alpha,
+    *,
+    config: AdapterConfig | Mapping[str, object] | None = None,
+    base: BaseLike | None = None,
+    base_config: Mapping[str, object] | None = None,
+    extrapolate: bool = False,
+    output_dtype: torch.dtype | str | None = None,
+    families: Mapping[str, Family] = FAMILIES,
+) -> Adapter:
+    """An adapter of the same kind and rank that makes of the base what interpolating with the given one does.
+
+        W_tuned(rescaled) = (1 - alpha)·W_base + alpha·W_tuned(adapter)
+
+    LoRA: B' = alpha·B, and b' = alpha·b with lora_bias. DoRA: B' = diag(alpha·g / h)·B and m' = h·‖W + s·B'·A‖, with
+    g = m / ‖W + s·B·A‖ and h = (1 - alpha) + alpha·g. Whole tensors, biases and token rows: the interpolated values.
+    Tensors that the base does not have are carried as trained. The config stays.
+
+    Shapes:
+        Those of the adapter's own tensors. What is computed of factors is float32, or float64 where the factor is;
+        whole tensors have the base's dtype; all else keeps its bytes.
+    Args:
+        adapter: As for `interpolate`, but not a full checkpoint.
+        alpha: As for `interpolate`. Without a base, tensors are called as the adapter calls them: "module.weight".
+        config: As for `interpolate`.
+        base: As for `interpolate`. None is enough for LoRA without DoRA, trained biases, whole tensors or token rows;
+            names and shapes are then not checked against it.
+        base_config: As for `interpolate`.
+        extrapolate: Allow alpha outside [0, 1].
+        output_dtype: Dtype of everything that is computed; None: see above.
+        families: As for `interpolate`.
+    Returns:
+        An adapter with the keys that PEFT saves; `save_adapter` writes it.
+    Raises:
+        ConfigError: A tensor needs the base and there is none, or the adapter is a full checkpoint.
+        Unsupported: A change has no closed form: DoRA over a weight that was saved with the adapter.
+        NotFinite: Alpha leaves the base no part in a row of a DoRA, a row has no norm, or a result does not fit.
+        WiseftError: As for `interpolate`.
+    Exactness: Computed in float64, each factor rounded once; m' is that of the rounded B'. With float32 factors a tuned
+        weight is off by at most 2^-23·(|W(alpha)| + |alpha·s|·sum |B||A|), for DoRA relative to whole rows of these.
+    Source: Wortsman et al. 2022, arXiv:2109.01903; DoRA: arXiv:2402.09353, eq. 5, solved for B' and m'.
+    Example:
+        >>> adapter = {"proj.lora_A.weight": torch.ones(1, 3), "proj.lora_B.weight": torch.ones(2, 1)}
+        >>> rescaled = rescale(adapter, 0.5, config={"lora_alpha": 4})
+        >>> rescaled.tensors["base_model.model.proj.lora_B.weight"]
+        tensor([[0.5000],
+                [0.5000]])
+    """
+    source = None if base is None else as_source(base)
+    tuned = as_tuned(adapter, config, {} if source is None else source.specs)
+    if tuned.complete:
+        _refuse_checkpoint()
+    parsed = parse_keys(tuned.source.specs)
+    if source is None:
+        source = _implied(tuned.source, parsed)
+        base_config = {"model_type": ""}  # whichever way round a square weight is, its factors are the same
+    bound = bound_of(
+        source,
+        [tuned],
+        base_config=base_config,
+        overflow="error",
+        compute_dtype=torch.float64,
+        output_dtype=output_dtype,
+        device=None,
+        families=families,
+    )
+    view = StateDict(bound, (alpha,), extrapolate=extrapolate)
+    WiseftError.raise_all([problem for name in view.touched for problem in _open_steps(bound, name)])
+    bound.check_values([False])
+    changed: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name in view.touched:
+            changed |= _rescaled(bound, name, view.alphas[0][name])
+    tensors = {
+        saved: changed[key] if key in changed else whole(bound.parts[0], key)
+        for key, saved in saved_keys(parsed).items()
+    }
+    return Rescaled(tensors, tuned.config, view=view)
+
+
+@dataclass(frozen=True, slots=True)
+class _Implied:
+    """A base of which no more is known than its adapter says.
+
+    Attributes:
+        specs: The shapes that low-rank factors fit, and the adapter's own integer tensors.
+        adapter: The adapter, which holds those.
+        keys: Their adapter keys by name. Nothing else has values.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    adapter: Source
+    keys: Mapping[str, str]
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The adapter's own."""
+        return self.adapter.get_tensor(self.keys[name])
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the adapter's own."""
+        return self.adapter.read(self.keys[name], start, stop)
+
+
+def _implied(adapter: Source, parsed: Mapping[str, PeftKey]) -> Source:
+    """The base as its adapter implies it.
+
+    Raises:
+        ConfigError: A tensor of the adapter means nothing without a base.
+    """
+    sites, specs = collect(parsed), adapter.specs
+    low = [site for site in sites if ADDED.issuperset(site.factors)]
+    whole = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
+    same = {name: key for name, key in whole.items() if not specs[key].is_float}
+    needy = [site.target for site in sites if not ADDED.issuperset(site.factors) and site.target not in same]
+    if needy:
+        raise ConfigError(
+            f"{listed(needy, most=10)} — {len(needy)} tensor(s) cannot be rescaled without the base",
+            expected="the base: a DoRA needs its norms, and a trained tensor or row is interpolated with its own",
+            got="no base",
+            hint="give it: base=, or --base on the command line",
+        )
+    shapes = {site.target: _implied_spec(site, specs) for site in low}
+    return _Implied(shapes | {name: specs[key] for name, key in same.items()}, adapter, same)
+
+
+def _implied_spec(site: Site, adapter: Mapping[str, TensorSpec]) -> TensorSpec:
+    """The weight that a site's factors would fit."""
+    shapes = {role.removeprefix("embedding_"): adapter[key].shape for role, key in site.factors.items()}
+    if "bias" in shapes:
+        return TensorSpec("F32", shapes["bias"])
+    out, across = shapes.get("B", ())[:1], shapes.get("A", ())[1:]
+    return TensorSpec("F32", across + out if "embedding_A" in site.factors else out + across)
+
+
+def _refuse_checkpoint() -> None:
+    raise ConfigError(
+        "the adapter — a full checkpoint, or tensors without a config",
+        expected="an adapter, with its config where it is in memory",
+        got="tensors that would replace those of the base",
+        hint="interpolate makes a checkpoint from two; for an adapter in memory pass config=",
+    )
+
+
+def _open_steps(bound: Bound, name: str) -> list[WiseftError]:
+    """The refusals of what has no closed form at one tensor."""
+    problems: list[WiseftError] = []
+    for position, spec in enumerate(bound.parts[0].plan.bindings[name].steps):
+        change = bound.change(spec)
+        if change.value is None and change.rescaled is None:
+            got, hint = f"{spec.family}, whose factors cannot express it", "interpolate the whole model instead"
+        elif position and change.delta is None:
+            got = f"{spec.family} over a weight that was saved with the adapter"
+            hint = "interpolate the whole model instead, or train with save_embedding_layers=False"
+        else:
+            continue
+        expected = "a change that is closed under interpolation"
+        problems.append(
+            Unsupported(f"{name} — no adapter of this kind is the interpolation", expected=expected, got=got, hint=hint)
+        )
+    return problems
+
+
+def _rescaled(bound: Bound, name: str, alpha: float) -> dict[str, Tensor]:
+    """The adapter's tensors that change for one base tensor, by adapter key."""
+    binding, found = bound.parts[0].plan.bindings[name], dict[str, Tensor]()
+    for spec in binding.steps:
+        value = bound.change(spec).value
+        if value is not None:
+            found[spec.factors[value]] = _interpolated(bound, binding, spec, spec.factors[value], alpha)
+        else:
+            found |= _factors(bound, binding, spec, alpha)
+    return found
+
+
+def _factors(bound: Bound, binding: Binding, spec: StepSpec, alpha: float) -> dict[str, Tensor]:
+    """The factors that change, in the closed form of their family, by adapter key."""
+    part, numbers, shape = bound.parts[0], bound.numbers(binding.name), binding.spec.shape
+    step, specs = bound.step(part, spec, binding, numbers), part.adapter.specs
+
+    def stored(values: Factors) -> dict[str, Tensor]:
+        """Factors as they will be stored: rounded once, whatever does not fit refused."""
+        return {
+            role: _fitting(numerics.round_once(value, _dtype(bound, specs[spec.factors[role]])), spec.factors[role])
+            for role, value in values.items()
+        }
+
+    def total(changed: Factors) -> Tensor:
+        """The whole weight's measure with some factors changed."""
+        wide = {role: numerics.widen(value, numbers.compute) for role, value in stored(changed).items()}
+        with_them = replace(step, factors={**step.factors, **wide})
+        return total_of(with_them, shape, (), partial(bound.base.read, binding.name), numbers)
+
+    if step.change.rescaled is None:
+        raise TypeError("a change without a closed form was let through")
+    try:
+        found = stored(step.change.rescaled(step.factors, alpha, total))
+    except NotFinite as error:
+        error.where = f"{binding.name} — {error.where}"
+        raise
+    return {spec.factors[role]: value.reshape(specs[spec.factors[role]].shape) for role, value in found.items()}
+
+
+def _dtype(bound: Bound, spec: TensorSpec) -> torch.dtype:
+    """The dtype that a changed factor is stored in: float32 at least, for bfloat16 loses 2^-9 of the change."""
+    return dtypes.TORCH_DTYPES[bound.output_dtype or ("F64" if spec.dtype == "F64" else "F32")]
+
+
+def _fitting(rounded: Tensor, key: str) -> Tensor:
+    """A rounded factor, if all its values are finite."""
+    if numerics.is_all_finite(rounded):
+        return rounded
+    raise NotFinite(
+        f"{key} — a rescaled factor does not fit its dtype",
+        expected=f"finite numbers of {dtypes.dtype_name(rounded.dtype)}",
+        got="infinity or NaN",
+        hint="choose an alpha beside this one, or a wider output_dtype such as fp64",
+    )
+
+
+def _interpolated(bound: Bound, binding: Binding, spec: StepSpec, key: str, alpha: float) -> Tensor:
+    """A whole tensor, or the trained rows of one, interpolated with the base's own, in the base's dtype."""
+    part, numbers, shape = bound.parts[0], bound.numbers(binding.name), binding.spec.shape
+    if len(binding.steps) > 1:  # more is added to it: rounded to the base's dtype now, the sum would be rounded twice
+        numbers = replace(numbers, output=_dtype(bound, binding.spec))
+    term = Term((bound.step(part, spec, binding, numbers),), binding.rows)
+    read = partial(bound.base.read, binding.name)
+    prepared = Prepared(binding.name, shape, read, (term,), ((alpha,),), binding.rows, numbers)
+    result = torch.empty(part.adapter.specs[key].shape, dtype=numbers.output, device=numbers.device)
+    entries = dict(zip(binding.rows or (), binding.entries, strict=True))
+    for tile in prepared.tiles():
+        start = tile.start if binding.rows is None else entries[tile.top] * result.shape[-1] + tile.left
+        result.view(-1)[start : start + tile.stop - tile.start] = prepared.value(tile)
+    return result
