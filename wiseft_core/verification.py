@@ -23,13 +23,15 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, ConfigError, Fault, Unsupported
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import interpolate
+from wiseft_core.naming.peft import parse_keys, saved_keys
 from wiseft_core.record import alpha_of, paired
 from wiseft_core.report import Problem, Report
-from wiseft_core.sources import Adapter, BaseLike, Source, opened
+from wiseft_core.rescaling import rescale
+from wiseft_core.sources import WEIGHTS_FILE, Adapter, BaseLike, Memory, Source, opened
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import FILES, read_file
-from wiseft_core.store.manifest import MANIFEST, Manifest, check_outputs, parse_manifest
+from wiseft_core.store.manifest import MANIFEST, Decimals, Manifest, check_outputs, parse_manifest
 from wiseft_core.tiles import Tile, grid
 from wiseft_core.types import TensorSpec
 
@@ -50,15 +52,15 @@ def verify(
     sample: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Check an output that `save_checkpoint` wrote.
+    """Check an output that `save_checkpoint` or `save_adapter` wrote.
 
     Alone: every file is there, has its size and digest, and no other file is; headers and index are sound and agree.
     With base and adapter: every touched tensor is computed again and compared bit for bit, every other one is compared
-    with the base's bytes.
+    with the base's bytes. A rescaled adapter is rescaled again, with the base where that needs it.
 
     Args:
         path: The output folder.
-        base: What it was made from, as for `interpolate`; to be given together with `adapter`.
+        base: What it was made from, as for `interpolate`; to be given together with `adapter`, as for `rescale`.
         adapter: As for `interpolate`; of a combination, a list of its adapters in any order.
         config: As for `interpolate`.
         base_config: As for `interpolate`.
@@ -69,60 +71,104 @@ def verify(
         What was checked, and `problems`, each with file, tensor and byte offset where known.
     Raises:
         CheckpointError: There is no output, or it has no manifest that can be read.
-        ConfigError: Only one of base and adapter was given.
-        WiseftError: See `interpolate`, for base and adapter.
+        ConfigError: Only one of base and adapter was given; the adapter of an adapter may come alone.
+        WiseftError: See `interpolate` and `rescale`, for base and adapter.
     """
     folder, files = Path(path), FILES
-    if (base is None) != (adapter is None) or (sample is not None and base is None):
+    manifest = parse_manifest(read_file(folder / MANIFEST, files), str(folder / MANIFEST))
+    is_adapter = manifest.policy.get("output") == "adapter"
+    alone = adapter is None if base is not None else adapter is not None and not is_adapter
+    if alone or (sample is not None and adapter is None):
         raise ConfigError(
             "base and adapter",
             expected="both, to compute the output again, or neither",
-            got="neither, with a sample" if base is adapter else "only one of them",
+            got="only one of them" if alone else "neither, with a sample",
             hint="give both, or check digests alone",
         )
-    manifest = parse_manifest(read_file(folder / MANIFEST, files), str(folder / MANIFEST))
     problems, checks = [], dict[str, int]()
     if sample is None:
         problems += [Problem(file, what) for file, what in check_outputs(folder, manifest, files)]
         checks["files"] = len(manifest.outputs)
     try:
-        output = open_checkpoint(folder)
+        output = open_checkpoint(folder / WEIGHTS_FILE if is_adapter else folder)
     except (CheckpointError, Unsupported, Fault) as error:
         problems.append(Problem(folder.name, f"{error.where}: {error.got}"))
         return _report(folder, None, manifest, checks, problems)
     with output:
         checks["headers"] = len(output.files)
-        if base is not None and adapter is not None:
+        if adapter is not None:
             adapters = list(adapter) if isinstance(adapter, list | tuple) else [cast(Adapter | BaseLike, adapter)]
-            view = _view(manifest, base, adapters, config, base_config, families)
-            found = _compare(output, view, checks, sample, progress)
+            again = _again(manifest, base, adapters, config, base_config, families)
+            found = _compare(output, _wanted(again), checks, sample, progress)
             problems += [problem for problem, _ in zip(found, range(MOST), strict=False)]
         return _report(folder, output, manifest, checks, problems)
 
 
-def _view(
+def _again(
     manifest: Manifest,
-    base: BaseLike,
+    base: BaseLike | None,
     adapters: Sequence[Adapter | BaseLike],
     config: AdapterConfig | Mapping[str, object] | None,
     base_config: Mapping[str, object] | None,
     families: Mapping[str, Family],
-) -> StateDict:
-    """The state dict that the manifest says was written."""
+) -> Mapping[str, Tensor]:
+    """The tensors that the manifest says were written: a view of a model, or those of an adapter."""
     policy = manifest.policy
     output = policy.get("output_dtype")
     options: dict[str, Any] = {
         "base_config": base_config,
         "extrapolate": policy.get("extrapolate") is True,
-        "overflow": str(policy.get("overflow", "error")),
-        "compute_dtype": dtypes.TORCH_DTYPES[str(policy.get("compute_dtype", "F64"))],
         "output_dtype": None if output in (None, "base") else str(output),
         "families": families,
+    }
+    if policy.get("output") == "adapter":
+        return _adapter_again(manifest, adapters, config=config, base=base, **options)
+    if base is None:
+        raise TypeError("a model is made of a base")
+    options |= {
+        "overflow": str(policy.get("overflow", "error")),
+        "compute_dtype": dtypes.TORCH_DTYPES[str(policy.get("compute_dtype", "F64"))],
     }
     if isinstance(manifest.alpha, str | Mapping) and len(adapters) == 1:
         return interpolate(base, adapters[0], alpha_of(manifest.alpha), config=config, **options)
     found = [opened(adapter) for adapter in adapters]
     return combine(base, list(zip(found, paired(found, manifest, FILES), strict=True)), **options)
+
+
+def _adapter_again(manifest: Manifest, adapters: Sequence[Adapter | BaseLike], **options: Any) -> Mapping[str, Tensor]:
+    """The tensors of an adapter, rescaled again; as it was where the manifest knows no alpha."""
+    if len(adapters) != 1:
+        raise ConfigError(
+            "the adapters to verify against",
+            expected="the one adapter that the output was made from",
+            got=f"{len(adapters)}",
+            hint="a rescaled adapter is made from one",
+        )
+    if manifest.adapters:
+        return rescale(adapters[0], alpha_of(cast(Decimals, manifest.alpha)), **options).tensors
+    found = opened(adapters[0])
+    tensors = found.tensors if isinstance(found, Adapter) else found
+    return {saved: tensors[key] for key, saved in saved_keys(parse_keys(tensors)).items()}
+
+
+class _Wanted(NamedTuple):
+    """What an output should hold: specs, and for each name its pieces and what was done for it."""
+
+    specs: Mapping[str, TensorSpec]
+    pieces: Callable[[str], Iterator[_Piece]]
+    kind: Callable[[str], str]
+
+
+def _wanted(tensors: Mapping[str, Tensor]) -> _Wanted:
+    """What an output of these tensors should hold."""
+    if isinstance(tensors, StateDict):
+        return _Wanted(tensors.plan.outputs, partial(_pieces, tensors), partial(_kind, tensors))
+    source = Memory(tensors)
+    return _Wanted(
+        source.specs,
+        lambda name: _copied(source, name, name, 0, source.specs[name].nbytes),
+        lambda name: "tensors computed",
+    )
 
 
 class _Piece(NamedTuple):
@@ -136,25 +182,25 @@ class _Piece(NamedTuple):
 
 def _compare(
     output: Checkpoint,
-    view: StateDict,
+    wanted: _Wanted,
     checks: dict[str, int],
     sample: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Problem]:
     """Everything in which an output differs from what it should be."""
-    wanted = view.plan.outputs
-    for name in wanted.keys() - output.specs.keys():
+    specs = wanted.specs
+    for name in specs.keys() - output.specs.keys():
         yield Problem("the output", "a tensor that should be there is missing", name)
-    for name in output.specs.keys() - wanted.keys():
+    for name in output.specs.keys() - specs.keys():
         yield Problem(output.file_of(name).name, "a tensor that should not be there", name)
-    fitting = [name for name, spec in wanted.items() if output.specs.get(name) == spec]
-    for name in wanted.keys() & output.specs.keys() - set(fitting):
-        yield Problem(output.file_of(name).name, f"is {output.specs[name]} and should be {wanted[name]}", name)
-    pieces: Iterator[_Piece] = (piece for name in fitting for piece in _pieces(view, name, wanted[name]))
+    fitting = [name for name, spec in specs.items() if output.specs.get(name) == spec]
+    for name in specs.keys() & output.specs.keys() - set(fitting):
+        yield Problem(output.file_of(name).name, f"is {output.specs[name]} and should be {specs[name]}", name)
+    pieces: Iterator[_Piece] = (piece for name in fitting for piece in wanted.pieces(name))
     if sample is not None:
         draw = Random(0)
         pieces = iter(heapq.nsmallest(sample, pieces, key=lambda piece: draw.random()))
-    done, total, seen = 0, view.plan.nbytes, set[str]()
+    done, total, seen = 0, sum(spec.nbytes for spec in specs.values()), set[str]()
     for piece in pieces:
         file = output.file_of(piece.name)
         mine, theirs = piece.make(), torch.empty(piece.size, dtype=torch.uint8)
@@ -165,7 +211,7 @@ def _compare(
             yield Problem(file.name, what, piece.name, file.offset_of(piece.name) + piece.start + int(apart[0]))
         if piece.name not in seen:
             seen.add(piece.name)
-            kind = _kind(view, piece.name)
+            kind = wanted.kind(piece.name)
             checks[kind] = checks.get(kind, 0) + 1
         done += piece.size
         if progress is not None:
@@ -177,9 +223,9 @@ def _kind(view: StateDict, name: str) -> str:
     return "tensors copied" if view.is_copy(name) else "tensors computed"
 
 
-def _pieces(view: StateDict, name: str, spec: TensorSpec) -> Iterator[_Piece]:
+def _pieces(view: StateDict, name: str) -> Iterator[_Piece]:
     """A tensor in pieces; nothing is read before a piece is made."""
-    bound, shares = view.bound, [view.share(name)]
+    bound, shares, spec = view.bound, [view.share(name)], view.spec(name)
     source, key = bound.source(name)
     if view.is_copy(name):
         yield from _copied(source, key, name, 0, spec.nbytes)

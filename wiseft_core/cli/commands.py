@@ -108,6 +108,34 @@ def interpolate(
 
 
 @app.command()
+def rescale(
+    context: typer.Context,
+    adapter: flags.Adapter,
+    out: flags.Out,
+    alpha: flags.Alpha,
+    base: flags.BaseOfAdapter = None,
+    extrapolate: flags.Extrapolate = False,
+    weights: flags.Weights = None,
+    adapter_name: flags.AdapterName = None,
+    no_sync: flags.NoSync = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Write an adapter to OUT that PEFT loads as the interpolated model."""
+    from wiseft_core.adapters import save_adapter
+    from wiseft_core.rescaling import rescale as rescaled
+
+    _session(context).settle()
+    tuned, source = _named(adapter, adapter_name), None if base is None else _checkpoint(base, weights)
+    report = save_adapter(rescaled(tuned, alpha, base=source, extrapolate=extrapolate), out, sync=not no_sync)
+    if as_json:
+        say_json(report.as_dict())
+    elif not quiet:
+        say(reports.rescaled(report, alpha, next_step=reports.verify_command(out, base, tuned, weights)))
+    return 0
+
+
+@app.command()
 def plan(
     base: flags.Base,
     adapter: flags.Adapter,

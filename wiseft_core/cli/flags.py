@@ -23,6 +23,10 @@ Adapter = Annotated[
 Out = Annotated[Path, typer.Argument(help="The folder to write: new or empty.", parser=_path)]
 DemoOut = Annotated[Path, typer.Argument(help="The folder to make.", parser=_path)]
 Written = Annotated[Path, typer.Argument(help="A folder that wiseft wrote.", parser=_path)]
+BaseOfAdapter = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="BASE", help="The base: for DoRA, and for whole tensors.", parser=_path),
+]
 AgainstBase = Annotated[
     Path | None,
     typer.Option("--base", metavar="BASE", help="Compare with this base; needs --adapter too.", parser=_path),

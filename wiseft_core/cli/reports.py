@@ -29,10 +29,24 @@ def written(report: Report, view: StateDict, seconds: float, *, next_step: str) 
         "tensors": f"{report.touched} interpolated, {copied} copied, {len(report.new)} new",
         "rule": "" if view.plan.rule == "exact" else f"names of the adapter: {view.plan.rule}",
     }
-    lines = [fields(values), *_notes(dict.fromkeys((*view.plan.notes, *report.notes)))]
-    if report.left_out:
-        lines += ["", "Left out of the copy:", table(("file", "reason"), report.left_out)]
+    lines = _ended(report, fields(values), dict.fromkeys((*view.plan.notes, *report.notes)))
     return "\n".join([*lines, "", "Next:", f"  {next_step}"])
+
+
+def rescaled(report: Report, alpha: float, *, next_step: str) -> str:
+    """What `rescale` wrote."""
+    values = {
+        "wrote": f"{report.path}: {plural(len(report.files), 'file')}, {size(report.bytes)}",
+        "alpha": canonical(alpha),
+        "tensors": f"{report.tensors}, for {report.touched} of the base and {len(report.new)} new",
+    }
+    return "\n".join([*_ended(report, fields(values), report.notes), "", "Next:", f"  {next_step}"])
+
+
+def _ended(report: Report, head: str, notes: Iterable[str]) -> list[str]:
+    """The lines of a report on what was written: notes, and what was left out."""
+    left_out = ["", "Left out of the copy:", table(("file", "reason"), report.left_out)] if report.left_out else []
+    return [head, *_notes(notes), *left_out]
 
 
 def alphas(resolved: Mapping[str, float], given: object) -> str:
@@ -86,10 +100,10 @@ def _notes(notes: Iterable[str]) -> list[str]:
     return [f"note: {show(note, limit=1000)}" for note in notes]
 
 
-def verify_command(out: Path, base: Path, adapter: Path, weights: str | None) -> str:
+def verify_command(out: Path, base: Path | None, adapter: Path, weights: str | None) -> str:
     """The command line that checks what was written."""
-    words = ["wiseft", "verify", str(out), "--base", str(base), "--adapter", str(adapter)]
-    return _line(words, weights)
+    made_from = [*(["--base", str(base)] if base is not None else []), "--adapter", str(adapter)]
+    return _line(["wiseft", "verify", str(out), *made_from], weights)
 
 
 def interpolate_command(base: Path, adapter: Path, weights: str | None) -> str:
