@@ -14,6 +14,7 @@ import typer
 from wiseft_core.cli import flags, reports
 from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
+from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.session import Session
 from wiseft_core.errors import ConfigError
 from wiseft_core.version import __version__
@@ -49,7 +50,9 @@ def interpolate(
     base: flags.Base,
     adapter: flags.Adapter,
     out: flags.Out,
-    alpha: flags.Alpha,
+    alpha: flags.Alpha = None,
+    alpha_for: flags.AlphaFor = None,
+    schedule: flags.Schedule = None,
     output_dtype: flags.OutputDtype = None,
     compute_dtype: flags.ComputeDtype = "fp64",
     overflow: flags.Overflow = "error",
@@ -67,6 +70,10 @@ def interpolate(
     quiet: flags.Quiet = False,
 ) -> int:
     """Write the interpolated weights to OUT."""
+    if alpha is None and schedule is None:
+        raise typer.BadParameter("none is given, and no --schedule FILE", ctx=context, param_hint="--alpha")
+    given = combined(alpha, alpha_for or [], schedule)
+
     from wiseft_core.planning import plan as plan_of
 
     source, tuned = _checkpoint(base, weights), _named(adapter, adapter_name)
@@ -79,7 +86,7 @@ def interpolate(
     view = view_of(
         source,
         tuned,
-        alpha,
+        given,
         extrapolate=extrapolate,
         overflow=overflow,
         compute_dtype=_torch_dtype(compute_dtype),

@@ -31,7 +31,19 @@ AgainstAdapter = Annotated[
     Path | None,
     typer.Option("--adapter", metavar="ADAPTER", help="Compute the output again from this adapter.", parser=_path),
 ]
-Alpha = Annotated[float, typer.Option(metavar="A", help="0 gives the base, 1 the tuned model.")]
+Alpha = Annotated[float | None, typer.Option(metavar="A", help="0 gives the base, 1 the tuned model.")]
+AlphaFor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alpha-for",
+        metavar="PATTERN=A",
+        help="Another alpha for the tensors that a name or glob matches; may be given again.",
+    ),
+]
+Schedule = Annotated[
+    Path | None,
+    typer.Option("--schedule", metavar="FILE", help="Take alpha by tensor from a .toml or .json file.", parser=_path),
+]
 AdapterName = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which adapter, where ADAPTER holds several in sub-folders.")
 ]

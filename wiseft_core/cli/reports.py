@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wiseft_core.statedict import StateDict
 
 PROBLEMS_SHOWN = 20
+ALPHAS_SHOWN = 8
 
 
 def written(report: Report, view: StateDict, seconds: float, *, next_step: str) -> str:
@@ -36,11 +37,16 @@ def written(report: Report, view: StateDict, seconds: float, *, next_step: str) 
 
 
 def alphas(resolved: Mapping[str, float], given: object) -> str:
-    """The coefficients that were used, as canonical decimals."""
-    values = Counter(map(canonical, resolved.values()))
-    if len(values) > 1:
-        return tally(values)
-    return next(iter(values), canonical(given) if isinstance(given, float) else "")
+    """The coefficients that were used, as canonical decimals: a few are counted, of many the range is told."""
+    values = Counter(resolved.values())
+    if not values:
+        return canonical(given) if isinstance(given, float) else ""
+    if len(values) == 1:
+        return canonical(*values)
+    if len(values) <= ALPHAS_SHOWN:
+        return tally({canonical(value): values[value] for value in sorted(values)})
+    ends = f"{canonical(min(values))} to {canonical(max(values))}"
+    return f"{ends}: {len(values)} values for {len(resolved)} tensors"
 
 
 def planned(plan: Plan, *, next_step: str) -> str:
