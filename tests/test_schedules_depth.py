@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wiseft_core.errors import BadAlpha, ConfigError
+from wiseft_core.errors import BadAlpha, ConfigError, UnusedPattern
 from wiseft_core.schedules import by_depth, from_tree, resolve
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -171,3 +171,13 @@ def test_all_unknown_keys_come_at_once():
     with pytest.raises(ConfigError) as caught:
         from_tree({"alhpa": 0.5, "fro": {}}, "file")
     assert [problem.where for problem in (caught.value, *caught.value.others)] == ["file — alhpa", "file — fro"]
+
+
+def test_a_within_that_is_in_no_name_is_refused():
+    """A misspelt path would give `other` to every tensor: it is an unused pattern, alone and under a key."""
+    names = ["model.layers.0.q.weight", "model.norm.weight"]
+    fitting, misspelt = (by_depth({0: 0.2}, other=0.5, within=path) for path in ("model.layers", "model.layer"))
+    assert resolve(fitting, names) == {names[0]: 0.2, names[1]: 0.5}
+    for alpha in (misspelt, {"*": misspelt}):
+        with pytest.raises(UnusedPattern, match="model.layer'"):
+            resolve(alpha, names)

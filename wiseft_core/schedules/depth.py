@@ -6,7 +6,7 @@ Schedules room. Standard library only.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from operator import itemgetter
@@ -45,6 +45,10 @@ class ByDepth:
             return low
         return float(Fraction(low) + (Fraction(high) - Fraction(low)) * Fraction(layer - left, right - left))
 
+    def reaches(self, names: Iterable[str]) -> bool:
+        """Whether any of `names` has a layer number here, so that `within` is not a misspelt path."""
+        return any(True for name in names for _ in self._numbers(name))
+
     def _numbers(self, name: str) -> Iterator[int]:
         """The numeric components of a name, those behind `within` alone if it is given."""
         parts, before = name.split("."), self.within.split(".") if self.within else []
@@ -73,7 +77,7 @@ def by_depth(points: Mapping[int, float], *, other: float, within: str = "") -> 
         BadAlpha: A value is not a finite number. Its range is checked when names are resolved, as for any alpha.
         ConfigError: There is no point, a layer is not a whole number, or `within` is not a dotted path.
     Source: Wang et al. 2024, LiNeS, arXiv:2410.17146. The first numeric component is PEFT's rule for
-        `layers_to_transform`.
+        `layers_to_transform`, but for the components that PEFT wants around it.
     """
     if not isinstance(points, Mapping) or not points:
         raise ConfigError(

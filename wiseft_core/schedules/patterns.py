@@ -5,9 +5,10 @@ Schedules room. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from wiseft_core.errors import ConfigError, UnusedPattern, WiseftError, listed, nearest
+from wiseft_core.schedules.depth import ByDepth
 from wiseft_core.schedules.number import check_alpha
 from wiseft_core.types import Alpha, Schedule
 
@@ -24,15 +25,29 @@ def resolve(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = False) ->
 
     Raises:
         BadAlpha: A coefficient is not a finite number in range.
-        UnusedPattern: A key matches no name, or two globs that give a name different coefficients are equally
-            specific.
+        UnusedPattern: A key matches no name, two globs that give a name different coefficients are equally specific, or
+            a `by_depth` finds its `within` in no name.
         ConfigError: No key matches one of the names, or a key is not a string.
     """
+    _check_depths(alpha.values() if isinstance(alpha, Mapping) else [alpha], names)
     if isinstance(alpha, Mapping):
         return _by_pattern(alpha, names, extrapolate)
     if callable(alpha):
         return {name: check_alpha(alpha(name), f"alpha({name!r})", extrapolate=extrapolate) for name in names}
     return dict.fromkeys(names, check_alpha(alpha, "alpha", extrapolate=extrapolate))
+
+
+def _check_depths(values: Iterable[object], names: Sequence[str]) -> None:
+    """Refuse a schedule by depth whose `within` is in no name: it would give `other` to all of them."""
+    for value in values:
+        if isinstance(value, ByDepth) and value.within and names and not value.reaches(names):
+            near = nearest(value.within, {name.rpartition(".")[0] for name in names}, cutoff=0.4)
+            raise UnusedPattern(
+                f"by_depth.within {value.within!r}",
+                expected=f"components with a layer number behind them in one of the {len(names)} touched names",
+                got="no name that has them",
+                hint=f"names such as {listed(near)}" if near else "`plan` lists the tensors that tuning touches",
+            )
 
 
 def _by_pattern(alpha: Mapping[str, float | Schedule], names: Sequence[str], extrapolate: bool) -> dict[str, float]:
