@@ -179,5 +179,5 @@ def test_a_within_that_is_in_no_name_is_refused():
     fitting, misspelt = (by_depth({0: 0.2}, other=0.5, within=path) for path in ("model.layers", "model.layer"))
     assert resolve(fitting, names) == {names[0]: 0.2, names[1]: 0.5}
     for alpha in (misspelt, {"*": misspelt}):
-        with pytest.raises(UnusedPattern, match="model.layer'"):
+        with pytest.raises(UnusedPattern, match=r"model\.layer'"):
             resolve(alpha, names)
