@@ -52,7 +52,7 @@ def test_plan_report_manifest_and_error_fit(pair: tuple[Path, Path], tmp_path: P
 
 @pytest.mark.parametrize("metrics", [[], [Metric("acc", "max")], [Metric("acc", "max"), Metric("loss", "min")]])
 def test_sweep_record_fits(metrics: list[Metric]) -> None:
-    """A record of a sweep validates with no, one and two metrics, a failure in it; one with a path for a folder does not."""
+    """A record validates with no, one and two metrics and a failure in it; one with a path for a folder does not."""
     failed = EvaluationFailed("x", others=[EvaluationFailed("y")])
     done = Evaluation("0.5", "alpha-0.5", {"acc": 0.5, "loss": 2.0, "other": 1e-300})
     outputs = [done, Evaluation("-1e-300", None, None, failed), Evaluation("1", "alpha-1")]

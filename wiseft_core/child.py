@@ -77,7 +77,8 @@ class _LastLine:
             lines = bytes(self._open + ended).rstrip()
             self._ended = lines.rpartition(b"\n")[2].strip()[: LINE_LIMIT + 1] or self._ended
             self._open.clear()
-        self._open += rest[: LINE_LIMIT + 1 - len(self._open)]
+        start = rest if self._open else rest.lstrip()
+        self._open += start[: LINE_LIMIT + 1 - len(self._open)]
 
     def line(self) -> bytes:
         """The line, without the white space around it; empty if there was none."""

@@ -216,7 +216,8 @@ def _label_points(axes: Axes, ordered: Sequence[Evaluation], first: Metric, seco
     points = _points(done, first, second)
     texts = [_short(e) + {0.0: " (base)", 1.0: " (tuned)"}.get(float(e.alpha), "") for e in done]
     labels = [axes.annotate(text, at, (0, 0), **LABEL) for text, at in zip(texts, points, strict=True)]
-    sizes = [(extent.width, extent.height) for extent in (label.get_window_extent() for label in labels)]
+    extents = [label.get_window_extent() for label in labels]
+    sizes = [(extent.width + 8, extent.height + 4) for extent in extents]  # with air: 0.7 beside 1 is not 0.71
     seen = [(float(x), float(y)) for x, y in map(axes.transData.transform, points)]
     winner = best(done, first)
     order = sorted(range(len(done)), key=lambda at: (float(done[at].alpha) not in (0, 1), done[at] is not winner, at))

@@ -130,7 +130,7 @@ def run_evaluation(
     raise EvaluationFailed(
         f"evaluation of {model.name} — {problem}",
         expected=expected,
-        got=got.replace(folder, MODEL),  # the same words wherever the output lies
+        got=show(got.replace(folder, MODEL), limit=500),  # the same words wherever the output lies
         hint=hint[0] if hint else f"run it by hand: {shlex.join(argv).replace(shlex.quote(MODEL), MODEL)}",
     )
 
@@ -198,7 +198,7 @@ def _last_words(argv: Sequence[str], stderr: TextIO | None) -> bytes:
         raise _Failed("the command cannot be run", "a program that can be run", f"{argv[0]}: {error}", hint) from None
     if status:
         why = f"exit status {status}" if status > 0 else f"{signal.strsignal(-status)} (signal {-status})"
-        last = show(complaint.decode("utf-8", "replace"), limit=500) or "nothing"
+        last = complaint.decode("utf-8", "replace") or "nothing"
         raise _Failed("the command failed", "exit status 0", f"{why}; last on stderr: {last}")
     return said
 
@@ -206,9 +206,11 @@ def _last_words(argv: Sequence[str], stderr: TextIO | None) -> bytes:
 def _read(line: bytes, metrics: Sequence[Metric]) -> dict[str, float]:
     """The numbers of the line that a command ended with."""
     one = len(metrics) == 1
-    wanted = f"a JSON object with {', '.join(metric.name for metric in metrics)}" + " or a number alone" * one
+    wanted = (
+        f"a JSON object with {', '.join(metric.name for metric in metrics) or 'metrics'}" + " or a number alone" * one
+    )
     problem = "the last line on stdout is not what was asked for"
-    shown = line[:200].decode("utf-8", "replace")
+    shown = line.decode("utf-8", "replace")
     if not line:
         raise _Failed("the command printed nothing", f"as the last line on stdout {wanted}", "no output")
     if len(line) > LINE_LIMIT:
@@ -216,7 +218,7 @@ def _read(line: bytes, metrics: Sequence[Metric]) -> dict[str, float]:
     try:
         value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise _Failed(problem, wanted, f"{shown} ({error})") from None
+        raise _Failed(problem, wanted, f"{error}: {shown}") from None
     if one and _number(value) is not None:
         value = {metrics[0].name: value}
     if not isinstance(value, dict):
@@ -228,7 +230,7 @@ def _read(line: bytes, metrics: Sequence[Metric]) -> dict[str, float]:
             hint = f"the nearest: {', '.join(near)}" if near else f"it has {listed(value) or 'no names'}"
             raise _Failed(f"no metric {name!r}", wanted, f"{len(value)} other names", hint)
         if not math.isfinite(numbers.get(name, math.nan)):
-            raise _Failed(f"metric {name!r} is not a finite number", wanted, json.dumps(value[name])[:200])
+            raise _Failed(f"metric {name!r} is not a finite number", wanted, json.dumps(value[name]))
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 Point = tuple[float, float]
-GAPS: Final = (15.0, 24.0, 36.0, 50.0, 70.0)
+GAPS: Final = (12.0, 22.0, 36.0, 50.0, 70.0)
 """Pixels from a point to its label, nearest first."""
 TURNS: Final = 16
 MARK_RADIUS: Final = 9.0
