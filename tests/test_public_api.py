@@ -93,5 +93,5 @@ def test_what_ships_beside_the_code() -> None:
     package = files("wiseft_core")
 
     assert (package / "py.typed").is_file()
-    for name in ("error", "manifest", "plan", "report"):
+    for name in ("error", "manifest", "plan", "report", "sweep"):
         assert (package / "schemas" / f"{name}.schema.json").is_file()
