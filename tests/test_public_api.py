@@ -31,11 +31,12 @@ DOOR = [
     "open_checkpoint",
     "plan",
     "save_checkpoint",
+    "save_sweep",
     "schedules",
     "sweep",
     "verify",
 ]
-VERBS = ["combine", "interpolate", "interpolate_tensor", "plan", "save_checkpoint", "sweep", "verify"]
+VERBS = ["combine", "interpolate", "interpolate_tensor", "plan", "save_checkpoint", "save_sweep", "sweep", "verify"]
 
 
 def test_door_is_exactly_this() -> None:

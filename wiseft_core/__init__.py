@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wiseft_core.sources import Adapter, open_adapter
     from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
+    from wiseft_core.sweeping import save_sweep
     from wiseft_core.types import TensorSpec
     from wiseft_core.verification import verify
 
@@ -43,6 +44,7 @@ _HOMES = {
     "open_checkpoint": "store.checkpoint",
     "plan": "planning",
     "save_checkpoint": "offline",
+    "save_sweep": "sweeping",
     "sweep": "interpolation",
     "verify": "verification",
 }
@@ -68,6 +70,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "save_checkpoint",
+    "save_sweep",
     "schedules",
     "sweep",
     "verify",

@@ -10,7 +10,7 @@ import math
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
@@ -20,6 +20,10 @@ from wiseft_core.errors import ConfigError, EvaluationFailed, WiseftError, liste
 
 MODEL: Final = "{model}"
 DIRECTIONS: Final = ("max", "min")
+
+
+Function = Callable[[Path], Mapping[str, float] | float]
+"""An evaluation in Python: from an output's folder to its metrics, or to a lone one."""
 
 
 class Metric(NamedTuple):
@@ -135,6 +139,27 @@ def run_evaluation(
     )
 
 
+def call_evaluation(function: Function, model: Path, metrics: Sequence[Metric]) -> dict[str, float]:
+    """Call a function with an output's absolute path; what it gives is judged as what a command prints.
+
+    Raises:
+        EvaluationFailed: It raises anything, or does not give every metric as a finite number.
+    """
+    where, wanted = f"evaluation of {model.name}", f"a mapping with {', '.join(metric.name for metric in metrics)}"
+    try:
+        value = function(model.absolute())
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        raise EvaluationFailed(where, expected=wanted, got=got, hint="see the exception that caused this") from error
+    try:
+        given = value if isinstance(value, Mapping) else {metric.name: value for metric in metrics[:1]}
+        return _chosen(given, metrics, wanted)
+    except _Failed as failed:
+        problem, expected, got, *hint = failed.args
+    hint = hint or ["return numbers, by the names of the metrics"]
+    raise EvaluationFailed(f"{where} — {problem}", expected=expected, got=show(got), hint=hint[0])
+
+
 def best(evaluations: Sequence[Evaluation], metric: Metric) -> Evaluation | None:
     """The evaluation that is best by `metric`, of equals the one with the smallest alpha; None if all failed."""
     done = [(metric.cost(e.metrics), float(e.alpha), at) for at, e in enumerate(evaluations) if e.metrics is not None]
@@ -223,6 +248,11 @@ def _read(line: bytes, metrics: Sequence[Metric]) -> dict[str, float]:
         value = {metrics[0].name: value}
     if not isinstance(value, dict):
         raise _Failed(problem, wanted, shown)
+    return _chosen(value, metrics, wanted)
+
+
+def _chosen(value: Mapping[str, object], metrics: Sequence[Metric], wanted: str) -> dict[str, float]:
+    """All finite numbers among what was reported, where every asked metric is one of them."""
     numbers = {name: number for name, given in value.items() if (number := _number(given)) is not None}
     for name, _ in metrics:
         if name not in value:
@@ -230,7 +260,7 @@ def _read(line: bytes, metrics: Sequence[Metric]) -> dict[str, float]:
             hint = f"the nearest: {', '.join(near)}" if near else f"it has {listed(value) or 'no names'}"
             raise _Failed(f"no metric {name!r}", wanted, f"{len(value)} other names", hint)
         if not math.isfinite(numbers.get(name, math.nan)):
-            raise _Failed(f"metric {name!r} is not a finite number", wanted, json.dumps(value[name]))
+            raise _Failed(f"metric {name!r} is not a finite number", wanted, f"{value[name]}")
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 

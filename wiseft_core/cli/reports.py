@@ -14,6 +14,7 @@ from wiseft_core.schedules import canonical
 
 if TYPE_CHECKING:
     from wiseft_core.binding import Plan
+    from wiseft_core.judging import SweepReport
     from wiseft_core.report import Report
     from wiseft_core.statedict import StateDict
 
@@ -34,6 +35,25 @@ def written(report: Report, view: StateDict, seconds: float, *, next_step: str) 
     if report.left_out:
         lines += ["", "Left out of the copy:", table(("file", "reason"), report.left_out)]
     return "\n".join([*lines, "", "Next:", f"  {next_step}"])
+
+
+def swept(report: SweepReport, seconds: float, plot: Path | None) -> str:
+    """What `sweep` wrote; its evaluations are told by `scores`."""
+    first, count = report.reports[0], len(report.reports)
+    values = {
+        "wrote": f"{report.path}: {plural(count, 'output')}, {size(sum(one.bytes for one in report.reports))} "
+        f"in {seconds:.1f} s",
+        "alpha": ", ".join(one.alpha for one in report.evaluations if one.folder is not None),
+        "tensors": f"{first.touched} interpolated, {first.tensors - first.touched - len(first.new)} copied, "
+        f"{len(first.new)} new, in each",
+        "best": "" if report.best is None else f"alpha {report.best.alpha}",
+        "Pareto": ", ".join(one.alpha for one in report.pareto),
+        "picture": "" if plot is None else str(plot),
+    }
+    lines = [fields(values), *_notes(dict.fromkeys(note for one in report.reports for note in one.notes))]
+    if first.left_out:
+        lines += ["", "Left out of the copies:", table(("file", "reason"), first.left_out)]
+    return "\n".join([*lines, ""])
 
 
 def alphas(resolved: Mapping[str, float], given: object) -> str:

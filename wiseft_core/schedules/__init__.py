@@ -6,8 +6,8 @@ Schedules room, second shelf. Standard library only, so that an alpha is refused
 from __future__ import annotations
 
 from wiseft_core.schedules.depth import ByDepth, by_depth
-from wiseft_core.schedules.number import canonical, check_alpha
+from wiseft_core.schedules.number import canonical, check_alpha, spread
 from wiseft_core.schedules.patterns import resolve
 from wiseft_core.schedules.tree import from_tree
 
-__all__ = ["ByDepth", "by_depth", "canonical", "check_alpha", "from_tree", "resolve"]
+__all__ = ["ByDepth", "by_depth", "canonical", "check_alpha", "from_tree", "resolve", "spread"]

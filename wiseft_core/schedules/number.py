@@ -9,9 +9,10 @@ import math
 from decimal import Decimal
 from typing import Final
 
-from wiseft_core.errors import BadAlpha
+from wiseft_core.errors import BadAlpha, ConfigError
 
 FIXED_EXPONENTS: Final = range(-6, 16)
+MOST: Final = 1000
 
 
 def canonical(alpha: float) -> str:
@@ -80,3 +81,29 @@ def shown(value: object) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, a nest without end
         return "a value too large to show"
+
+
+def spread(text: str) -> tuple[float, ...]:
+    """The coefficients that `text` spells: one number, or START:STOP:STEP with both ends where they are reached.
+
+        START + k·STEP for k = 0, 1, ... up to STOP, in decimal: "0:1:0.25" is 0, 0.25, 0.5, 0.75, 1
+
+    Raises:
+        ValueError: It is not a number, nor three.
+        ConfigError: The step leads nowhere, or to more than 1000 numbers.
+    """
+    if ":" not in text:
+        return (float(text),)
+    try:
+        start, stop, step = map(Decimal, text.split(":"))
+        count = (stop - start) / step + 1
+    except (ValueError, ArithmeticError):  # not three numbers, not finite ones, or a step of zero
+        raise ValueError(f"{text!r} is not START:STOP:STEP") from None
+    if not 1 <= count < MOST + 1:
+        raise ConfigError(
+            f"alpha {text}",
+            expected=f"a step that leads from START to STOP in at most {MOST} numbers",
+            got="the other way" if count < 1 else "more numbers",
+            hint="0:1:0.25 gives 0, 0.25, 0.5, 0.75 and 1",
+        )
+    return tuple(float(start + at * step) for at in range(int(count)))
