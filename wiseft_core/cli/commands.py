@@ -110,7 +110,7 @@ def interpolate(
         say_json(report.as_dict())
     elif not quiet:
         seconds = time.perf_counter() - begun
-        say(reports.written(report, view, seconds, next_step=reports.verify_command(out, base, tuned, weights)))
+        say(reports.written(report, view, seconds, next_step=reports.verify_command(out, base, [tuned], weights)))
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -103,6 +104,83 @@ def sweep(
         if report.metrics:
             say(scored(report.evaluations, report.metrics))
     return 0 if report.ok else 1
+
+
+@app.command()
+def combine(
+    context: typer.Context,
+    base: flags.Base,
+    out: flags.Out,
+    adapter: flags.Weighted = None,
+    output_dtype: flags.OutputDtype = None,
+    compute_dtype: flags.ComputeDtype = "fp64",
+    overflow: flags.Overflow = "error",
+    device: flags.Device = None,
+    max_shard_size: flags.MaxShardSize = None,
+    threads: flags.Threads = None,
+    no_sync: flags.NoSync = False,
+    resume: flags.Resume = False,
+    max_output: flags.MaxOutput = None,
+    extrapolate: flags.Extrapolate = False,
+    copy_code: flags.CopyCode = False,
+    weights: flags.Weights = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Write the base with the changes of several adapters added up, in one rounding.
+
+    W_base + the sum of alpha·(W_tuned - W_base) over the adapters, whose order does not matter to a byte.
+    """
+    pairs, source = _weighted(context, adapter), checkpoint(base, weights)
+
+    from wiseft_core.combination import combine as view_of
+    from wiseft_core.offline import save_checkpoint
+
+    session_of(context).settle()
+    view = view_of(
+        source,
+        pairs,
+        extrapolate=extrapolate,
+        overflow=overflow,
+        compute_dtype=torch_dtype(compute_dtype),
+        output_dtype=output_dtype,
+        device=device_of(device),
+    )
+    begun = time.perf_counter()
+    with progress(f"writing {out.name}", quiet=quiet) as told:
+        report = save_checkpoint(
+            view,
+            out,
+            max_shard_size=max_shard_size,
+            copy_code=copy_code,
+            threads=threads,
+            progress=told,
+            sync=not no_sync,
+            resume=resume,
+            max_bytes=max_output,
+        )
+    if as_json:
+        say_json(report.as_dict())
+    elif not quiet:
+        next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
+        say(reports.written(report, view, time.perf_counter() - begun, next_step=next_step))
+    return 0
+
+
+def _weighted(context: typer.Context, texts: Sequence[str] | None) -> list[tuple[Path, float]]:
+    """Each adapter with its alpha, split at the last "="."""
+    found = []
+    for text in texts or ():
+        path, _, alpha = text.rpartition("=")
+        try:
+            found.append((Path(path), float(alpha)))
+        except ValueError:
+            path = ""
+        if not path:
+            raise typer.BadParameter(f"{text!r} is not PATH=ALPHA", ctx=context, param_hint="--adapter")
+    if not found:
+        raise typer.BadParameter("give it once for each adapter: PATH=ALPHA", ctx=context, param_hint="--adapter")
+    return found
 
 
 def _alphas(context: typer.Context, texts: Sequence[str] | None) -> list[float]:

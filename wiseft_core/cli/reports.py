@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,10 +112,10 @@ def _notes(notes: Iterable[str]) -> list[str]:
     return [f"note: {show(note, limit=1000)}" for note in notes]
 
 
-def verify_command(out: Path, base: Path, adapter: Path, weights: str | None) -> str:
+def verify_command(out: Path, base: Path, adapters: Sequence[Path], weights: str | None) -> str:
     """The command line that checks what was written."""
-    words = ["wiseft", "verify", str(out), "--base", str(base), "--adapter", str(adapter)]
-    return _line(words, weights)
+    given = [word for adapter in adapters for word in ("--adapter", str(adapter))]
+    return _line(["wiseft", "verify", str(out), "--base", str(base), *given], weights)
 
 
 def interpolate_command(base: Path, adapter: Path, weights: str | None) -> str:
