@@ -157,6 +157,31 @@ def cases(
     return case if family != "dora" or has_directions(case) else case._replace(family="lora", factors=_lora(parts))
 
 
+@st.composite
+def companies(draw: Any, families: tuple[str, ...] = ("lora", "full"), *, kind: str | None = None) -> list[Case]:
+    """One weight as several adapters see it, each with a family, rank and scale of its own."""
+    kind, layout = kind or draw(st.sampled_from(("dyadic", "wild"))), draw(st.sampled_from(FAMILY_LAYOUTS["lora"]))
+    layout = "linear" if layout == "transposed" else layout
+    shape = draw(shapes(layout))
+    weight, found = draw(values(shape, draw(dtypes), kind)), list[Case]()
+    for _ in range(draw(st.integers(2, 4))):
+        family = draw(st.sampled_from(families))
+        where = "whole" if family == "full" else layout
+        parts = draw(factors(family, where, shape, draw(ranks), draw(dtypes), kind))
+        case = Case(weight, parts, family, where, 1.0 if family == "full" else draw(scales))
+        straight = family != "dora" or has_directions(case)
+        found.append(case if straight else case._replace(family="lora", factors=_lora(parts)))
+    return found
+
+
+def adapter_of(case: Case, module: str = "m") -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The case as an adapter on one module, in PEFT's keys, with its config."""
+    embedding = case.layout == "embedding"
+    parts = {spell(module, role, "saved", embedding=embedding): part for role, part in case.factors.items()}
+    rank = len(case.factors["A"]) if "A" in case.factors else 1
+    return parts, {"lora_alpha": case.scale * rank, "use_dora": case.family == "dora"}
+
+
 def _lora(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {role: parts[role] for role in ("A", "B")}
 

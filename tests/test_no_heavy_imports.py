@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("transformers", "peft", "jax", "typer", "rich", "accelerate", "huggingface_hub", "pandas", "hypothesis")
+HEAVY = ("transformers", "peft", "jax", "typer", "rich", "accelerate", "huggingface_hub", "pandas", "hypothesis",
+         "matplotlib")  # fmt: skip
 PROBE = """
 import sys
 for module in {modules!r}:

@@ -33,6 +33,7 @@ DOOR = [
     "rescale",
     "save_adapter",
     "save_checkpoint",
+    "save_sweep",
     "schedules",
     "sweep",
     "verify",
@@ -45,6 +46,7 @@ VERBS = [
     "rescale",
     "save_adapter",
     "save_checkpoint",
+    "save_sweep",
     "sweep",
     "verify",
 ]
@@ -105,5 +107,5 @@ def test_what_ships_beside_the_code() -> None:
     package = files("wiseft_core")
 
     assert (package / "py.typed").is_file()
-    for name in ("error", "manifest", "plan", "report"):
+    for name in ("error", "manifest", "plan", "report", "sweep"):
         assert (package / "schemas" / f"{name}.schema.json").is_file()

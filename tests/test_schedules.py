@@ -59,7 +59,8 @@ def test_torch_scalars_are_taken():
 @pytest.mark.parametrize(
     "alpha",
     [math.nan, math.inf, -math.inf, True, np.True_, "0.5", None, 1j, np.array([0.5]), np.array("0.5"), np.complex64(1),
-     np.array(1j), [0.5], 10**400, torch.tensor([0.5]), torch.tensor(True), torch.tensor(0.5, device="meta")],
+     np.array(1j), [0.5], 10**400, pytest.param(10**5000, id="long"), torch.tensor([0.5]), torch.tensor(True),
+     torch.tensor(0.5, device="meta")],
 )  # fmt: skip
 def test_anything_else_is_refused(alpha):
     """Booleans, text, arrays and values that are not finite are no coefficients, with extrapolation or without."""
@@ -130,6 +131,48 @@ def test_a_tie_is_refused_only_where_it_matters():
     assert "a.b" in caught.value.where
     assert "a.?" in caught.value.got
     assert "?.b" in caught.value.got
+
+
+def test_a_mapping_may_hold_functions():
+    """A function below a name or glob is asked for the names that it decides, once each, and numbers still beat it."""
+    asked = []
+
+    def by_length(name):
+        asked.append(name)
+        return len(name) / 10
+
+    touched = ["head", "layers.0.k", "layers.0.q", "norm"]
+    alphas = {"*": 0.5, "layers.*": by_length, "layers.0.q": 1.0, "nor?": by_length}
+    assert resolve(alphas, touched) == {"head": 0.5, "layers.0.k": 1.0, "layers.0.q": 1.0, "norm": 0.4}
+    assert asked == ["layers.0.k", "norm"]
+
+
+def test_a_function_ties_with_what_gives_another_number():
+    """Where a function is as specific as another key, the numbers decide; one function under two keys is one."""
+    answers = iter([0.1, 0.2])
+    one = lambda name: next(answers)  # noqa: E731 - it gives another number each time it is asked
+    assert resolve({"a.?": one, "?.b": one}, ["a.b"]) == {"a.b": 0.1}
+    assert resolve({"a.?": lambda name: 0.5, "?.b": 0.5}, ["a.b"]) == {"a.b": 0.5}
+    assert resolve({"a.?": lambda name: 0.5, "?.b": lambda name: 0.5}, ["a.b"]) == {"a.b": 0.5}
+    for other in (0.6, lambda name: 0.6):
+        with pytest.raises(UnusedPattern) as caught:
+            resolve({"a.?": other, "?.b": lambda name: 0.5}, ["a.b"])
+        assert "a.b" in caught.value.where
+        assert "a.?" in caught.value.got
+        assert "?.b" in caught.value.got
+
+
+def test_a_function_below_a_key_is_held_to_the_range():
+    """The error names the key and the tensor; a function whose key matches nothing is not asked, and refused."""
+    with pytest.raises(BadAlpha) as caught:
+        resolve({"*": 0.5, "a*": lambda name: 1.5}, ["ab", "c"])
+    assert "'a*'" in caught.value.where
+    assert "'ab'" in caught.value.where
+    assert resolve({"*": lambda name: 1.5}, ["a"], extrapolate=True) == {"a": 1.5}
+    with pytest.raises(BadAlpha, match="None"):
+        resolve({"*": lambda name: None}, ["a"])
+    with pytest.raises(UnusedPattern, match="no tensor"):
+        resolve({"*": 0.5, "x*": lambda name: 1 / 0}, ["a"])
 
 
 def test_all_problems_of_a_mapping_come_at_once():

@@ -11,6 +11,8 @@ from folders import low_rank, weights, write_adapter, write_base
 from jsonschema import Draft202012Validator
 
 from wiseft_core import WiseftError, interpolate, plan, save_checkpoint, verify
+from wiseft_core.errors import EvaluationFailed
+from wiseft_core.evaluation import Evaluation, Metric, experiment_record, record_bytes
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -46,3 +48,17 @@ def test_plan_report_manifest_and_error_fit(pair: tuple[Path, Path], tmp_path: P
     validator("manifest").validate(manifest)
     validator("error").validate(json.loads(json.dumps(caught.value.as_dict())))
     assert not validator("plan").is_valid({key: value for key, value in seen.items() if key != "rule"})
+
+
+@pytest.mark.parametrize("metrics", [[], [Metric("acc", "max")], [Metric("acc", "max"), Metric("loss", "min")]])
+def test_sweep_record_fits(metrics: list[Metric]) -> None:
+    """A record validates with no, one and two metrics and a failure in it; one with a path for a folder does not."""
+    failed = EvaluationFailed("x", others=[EvaluationFailed("y")])
+    done = Evaluation("0.5", "alpha-0.5", {"acc": 0.5, "loss": 2.0, "other": 1e-300})
+    outputs = [done, Evaluation("-1e-300", None, None, failed), Evaluation("1", "alpha-1")]
+    record = json.loads(record_bytes(experiment_record(outputs, command=None, metrics=metrics)))
+
+    validator("sweep").validate(record)
+    validator("error").validate(record["outputs"][1]["error"])
+    record["outputs"][0]["folder"] = "/somewhere/alpha-0.5"
+    assert not validator("sweep").is_valid(record)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wiseft_core.sources import Adapter, open_adapter
     from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
+    from wiseft_core.sweeping import save_sweep
     from wiseft_core.types import TensorSpec
     from wiseft_core.verification import verify
 
@@ -47,6 +48,7 @@ _HOMES = {
     "rescale": "rescaling",
     "save_adapter": "adapters",
     "save_checkpoint": "offline",
+    "save_sweep": "sweeping",
     "sweep": "interpolation",
     "verify": "verification",
 }
@@ -74,6 +76,7 @@ __all__ = [
     "rescale",
     "save_adapter",
     "save_checkpoint",
+    "save_sweep",
     "schedules",
     "sweep",
     "verify",

@@ -20,6 +20,7 @@ lines, and carries the same as fields; its `exit_code` is what the `wiseft` comm
     ├── DtypeMismatch (TypeError)         3
     ├── CheckpointError (OSError)         3   a file is missing, malformed or in the way
     ├── NotFinite (ArithmeticError)       3   a value that is not finite, or would not be in the output's dtype
+    ├── EvaluationFailed                  1   the user's command did not give the metrics it was run for
     ├── Fault (OSError)                   5   the operating system failed a call
     ├── InputChanged                      6   an input changed while it was read
     └── Locked                            7   somebody else writes the same output
@@ -207,6 +208,12 @@ class CheckpointError(WiseftError, OSError):
 
 class NotFinite(WiseftError, ArithmeticError):
     """A value is not finite, or a finite result does not fit the output's dtype."""
+
+
+class EvaluationFailed(WiseftError):
+    """The user's command was run on an output, and did not give the metrics that were asked for."""
+
+    exit_code = 1
 
 
 class Fault(WiseftError, OSError):

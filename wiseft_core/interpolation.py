@@ -47,7 +47,8 @@ def interpolate(
     Args:
         base: A mapping of names to tensors or numpy arrays (a live `state_dict()` too), a `Checkpoint`, or a path.
         adapter: The same with PEFT's keys as saved or live, an `Adapter`, a path, or a full checkpoint.
-        alpha: A number; a mapping of names or glob patterns to numbers; or a function of the name. Finite, in [0, 1].
+        alpha: A number; a function of the name, such as `schedules.by_depth` makes; or a mapping of names or glob
+            patterns to either. Finite, in [0, 1].
         config: The adapter's config, where the adapter does not bring it: an `AdapterConfig`, the dict of
             adapter_config.json, `peft_config.to_dict()`, or just {"lora_alpha": 16}.
         base_config: The base's config.json as a dict. It settles square transposed weights and tied embeddings, and is

@@ -127,10 +127,10 @@ def _index(shards: Sequence[Shard], like: Checkpoint | None, files: Files) -> by
     return index_bytes(shards, kept)
 
 
-def check_size(job: Job, limit: int | str | None) -> None:
+def check_size(job: Job, limit: int | str | None, *, outputs: int = 1) -> None:
     """Refuse an output that is larger than was allowed: a small adapter can ask for a huge one."""
     most = parse_size(limit) if isinstance(limit, str) else limit
-    size = sum(shard.header.size for shard in job.shards) * len(job.views)
+    size = sum(shard.header.size for shard in job.shards) * outputs
     if most is not None and size > most:
         raise ConfigError(
             "the size of the output",

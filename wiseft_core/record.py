@@ -120,7 +120,7 @@ def paired(adapters: Sequence[Adapter | Mapping[str, Tensor]], manifest: Manifes
     alphas = list[Alpha]()
     for adapter in adapters:
         tensors, config = (adapter.tensors, adapter.config_bytes) if isinstance(adapter, Adapter) else (adapter, None)
-        seen = adapter_files(tensors, config, files)
+        seen = sorted(adapter_files(tensors, config, files), key=lambda entry: entry.file)
         number = next((number for number, entries in left.items() if entries == seen), 0)
         if not number or len(adapters) != len(recorded):
             raise ConfigError(

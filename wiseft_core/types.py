@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-Alpha = float | Mapping[str, float] | Callable[[str], float]
-"""The WiSE-FT coefficient: a number, a mapping of names or glob patterns to numbers, or a function of the name."""
+Schedule = Callable[[str], float]
+"""A WiSE-FT coefficient as a function of the tensor's name."""
+
+Alpha = float | Mapping[str, float | Schedule] | Schedule
+"""The WiSE-FT coefficient: a number, a function of the name, or a mapping of names or glob patterns to either."""
 
 BITS: Final[Mapping[str, int]] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F32": 32, "U32": 32, "I32": 32, "BF16": 16, "F16": 16, "U16": 16,

@@ -39,6 +39,34 @@ def wiseft(adapter: str, *flags: str) -> Callable[[Path, Path], list[str]]:
     return command
 
 
+FIVE = ("0", "0.25", "0.5", "0.75", "1")
+ONE_BY_ONE = """
+base="$1"; adapter="$2"; out="$3"; shift 3; mkdir "$out"
+for alpha in ALPHAS; do "$@" interpolate "$base" "$adapter" "$out/alpha-$alpha" --alpha $alpha --no-sync --quiet; done
+""".replace("ALPHAS", " ".join(FIVE))
+
+
+def one_by_one(adapter: str) -> Callable[[Path, Path], list[str]]:
+    """Our command once for each of five alphas."""
+
+    def command(inputs: Path, out: Path) -> list[str]:
+        paths = [str(inputs / "base"), str(inputs / adapter), str(out)]
+        return ["sh", "-ec", ONE_BY_ONE, "sh", *paths, sys.executable, "-P", "-m", "wiseft_core"]
+
+    return command
+
+
+def sweep(adapter: str) -> Callable[[Path, Path], list[str]]:
+    """Our command once for five alphas."""
+
+    def command(inputs: Path, out: Path) -> list[str]:
+        paths = [str(inputs / "base"), str(inputs / adapter), str(out)]
+        alphas = [word for alpha in FIVE for word in ("--alpha", alpha)]
+        return [sys.executable, "-P", "-m", "wiseft_core", "sweep", *paths, *alphas, "--no-sync", "--quiet"]
+
+    return command
+
+
 def peft(adapter: str) -> Callable[[Path, Path], list[str]]:
     """Load, merge and save with transformers and PEFT."""
 
@@ -63,6 +91,10 @@ CONTESTANTS: Mapping[str, Contestant] = {
         "`wiseft interpolate --no-sync --compute-dtype fp32`, DoRA",
         wiseft("dora", "--no-sync", "--compute-dtype", "fp32"),
     ),
+    "lora-five": Contestant("five times `wiseft interpolate --no-sync`, LoRA", one_by_one("lora")),
+    "lora-sweep": Contestant("`wiseft sweep --no-sync`, five alphas, LoRA", sweep("lora")),
+    "dora-five": Contestant("five times `wiseft interpolate --no-sync`, DoRA", one_by_one("dora")),
+    "dora-sweep": Contestant("`wiseft sweep --no-sync`, five alphas, DoRA", sweep("dora")),
     "peft-lora": Contestant("PEFT: load, merge, save, LoRA", peft("lora")),
     "peft-dora": Contestant("PEFT: load, merge, save, DoRA", peft("dora")),
 }

@@ -16,6 +16,7 @@ from wiseft_core.cli import main
 
 SCHEMAS = Path(wiseft_core.__file__).parent / "schemas"
 Q_PROJ = "model.layers.0.self_attn.q_proj"
+UP_PROJ = "model.layers.1.mlp.up_proj"
 Q_KEY = f"base_model.model.{Q_PROJ}"
 FOUR_LINES = re.compile(r"\w+: .+\n  expected  .+\n  got       .+\n  hint      .+\n")
 
@@ -137,10 +138,48 @@ def test_a_bad_value_of_a_flag_is_refused(flags, model, capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--alpha", "0.5", "--alpha-for", "a"], "ConfigError"), (["--schedule", "missing.toml"], "CheckpointError"),
+        (["--alpha", "0.5", "--alpha-for", "*.nlp.*=1"], "UnusedPattern"),
+        (["--alpha", "0.5", "--alpha-for", "*.mlp.*=1.5"], "BadAlpha"),
+    ],
+)  # fmt: skip
+def test_a_bad_schedule_is_refused(flags, error, model, capsys):
+    """Exit 3 in four lines, or one JSON object, and nothing is written."""
+    args = ["interpolate", str(model.base), str(model.adapter), str(model.out), *flags]
+    assert_refused(args, error, 3, capsys)
+    assert not model.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ('alpha = 0.5\n[for]\n"model.layers.1.*.up_prj.weight" = 1\n', "UnusedPattern", f"{UP_PROJ}.weight"),
+        ('[for]\n"*.mlp.*" = 1\n', "ConfigError", f"{Q_PROJ}.weight"),
+        ('[for]\n"*q_proj*" = 1\n"*_proj.*" = 0\n', "UnusedPattern", f"{Q_PROJ}.weight"),
+        ("[by_depth]\npoints = { 0 = 0.5, 1 = 1.5 }\nother = 0.5\n", "BadAlpha", f"{UP_PROJ}.weight"),
+    ],
+)  # fmt: skip
+def test_what_a_file_leaves_open_is_refused(text, error, said, model, capsys):
+    """A pattern that is not used, a tensor without alpha, a tie, and a value out of range; extrapolating is said."""
+    file = model.base.parent / "schedule.toml"
+    file.write_text(text)
+    args = ["interpolate", str(model.base), str(model.adapter), str(model.out), "--schedule", str(file)]
+    assert_refused(args, error, 3, capsys)
+    main(args)
+    assert said in capsys.readouterr().err
+    assert not model.out.exists()
+    assert main([*args, "--extrapolate", "--quiet"]) == (0 if error == "BadAlpha" else 3)
+
+
+@pytest.mark.parametrize(
     "args",
     [
         ["interpolate", "a", "b", "c", "--alpha", "abc"],
         ["interpolate", "a", "b", "c"],
+        ["interpolate", "a", "b", "c", "--alpha-for", "*=0.5"],
+        ["interpolate", "a", "b", "c", "--schedule", ""],
         ["interpolate", "a", "b", "--alpha", "0.5"],
         ["interpolate", "", "b", "c", "--alpha", "0.5"],
         ["interpolate", "a", "b", "c", "--alpha", "0.5", "--threads", "0"],

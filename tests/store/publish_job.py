@@ -21,7 +21,7 @@ from wiseft_core.store.writer import ShardWriter, write_file
 from wiseft_core.types import TensorSpec
 
 SPECS = {"a": TensorSpec("U8", (300,)), "b": TensorSpec("U8", (300,)), "none": TensorSpec("F32", (0,))}
-READS = ("close", "identity", "is_changed", "list_folder", "open_read", "read_into", "resolve", "status")
+READS = ("close", "identity", "is_changed", "list_folder", "open_read", "open_write", "read_into", "resolve", "status")
 OPERATIONS = sorted(name for name in vars(Files) if not name.startswith("_"))
 
 

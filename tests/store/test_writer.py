@@ -136,6 +136,10 @@ def test_descriptors_are_given_back(tmp_path):
     class Balance(Files):
         open_now = 0
 
+        def open_write(self, path):
+            self.open_now += 1
+            return super().open_write(path)
+
         def create(self, path):
             self.open_now += 1
             return super().create(path)

@@ -6,6 +6,7 @@ Imports of anything that needs torch stand inside the verbs: `--help`, `--versio
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,10 @@ import typer
 from wiseft_core.cli import flags, reports
 from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
+from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.session import Session
 from wiseft_core.errors import ConfigError
+from wiseft_core.types import Alpha
 from wiseft_core.version import __version__
 
 if TYPE_CHECKING:
@@ -49,7 +52,9 @@ def interpolate(
     base: flags.Base,
     adapter: flags.Adapter,
     out: flags.Out,
-    alpha: flags.Alpha,
+    alpha: flags.Alpha = None,
+    alpha_for: flags.AlphaFor = None,
+    schedule: flags.Schedule = None,
     output_dtype: flags.OutputDtype = None,
     compute_dtype: flags.ComputeDtype = "fp64",
     overflow: flags.Overflow = "error",
@@ -67,24 +72,26 @@ def interpolate(
     quiet: flags.Quiet = False,
 ) -> int:
     """Write the interpolated weights to OUT."""
+    given = alpha_of(context, alpha, alpha_for, schedule)
+
     from wiseft_core.planning import plan as plan_of
 
-    source, tuned = _checkpoint(base, weights), _named(adapter, adapter_name)
+    source, tuned = checkpoint(base, weights), named(adapter, adapter_name)
     plan_of(source, tuned)  # headers and configs are refused before torch is imported
 
     from wiseft_core.interpolation import interpolate as view_of
     from wiseft_core.offline import save_checkpoint
 
-    _session(context).settle()
+    session_of(context).settle()
     view = view_of(
         source,
         tuned,
-        alpha,
+        given,
         extrapolate=extrapolate,
         overflow=overflow,
-        compute_dtype=_torch_dtype(compute_dtype),
+        compute_dtype=torch_dtype(compute_dtype),
         output_dtype=output_dtype,
-        device=_device(device),
+        device=device_of(device),
     )
     begun = time.perf_counter()
     with progress(f"writing {out.name}", quiet=quiet) as told:
@@ -103,35 +110,7 @@ def interpolate(
         say_json(report.as_dict())
     elif not quiet:
         seconds = time.perf_counter() - begun
-        say(reports.written(report, view, seconds, next_step=reports.verify_command(out, base, tuned, weights)))
-    return 0
-
-
-@app.command()
-def rescale(
-    context: typer.Context,
-    adapter: flags.Adapter,
-    out: flags.Out,
-    alpha: flags.Alpha,
-    base: flags.BaseOfAdapter = None,
-    extrapolate: flags.Extrapolate = False,
-    weights: flags.Weights = None,
-    adapter_name: flags.AdapterName = None,
-    no_sync: flags.NoSync = False,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
-) -> int:
-    """Write an adapter to OUT that PEFT loads as the interpolated model."""
-    from wiseft_core.adapters import save_adapter
-    from wiseft_core.rescaling import rescale as rescaled
-
-    _session(context).settle()
-    tuned, source = _named(adapter, adapter_name), None if base is None else _checkpoint(base, weights)
-    report = save_adapter(rescaled(tuned, alpha, base=source, extrapolate=extrapolate), out, sync=not no_sync)
-    if as_json:
-        say_json(report.as_dict())
-    elif not quiet:
-        say(reports.rescaled(report, alpha, next_step=reports.verify_command(out, base, tuned, weights)))
+        say(reports.written(report, view, seconds, next_step=reports.verify_command(out, base, [tuned], weights)))
     return 0
 
 
@@ -156,8 +135,8 @@ def plan(
         from wiseft_core.dtypes import parse_dtype  # torch comes with dtypes, not with headers
 
         dtype = parse_dtype(output_dtype)
-    tuned = _named(adapter, adapter_name)
-    found = plan_of(_checkpoint(base, weights), tuned, output_dtype=dtype)
+    tuned = named(adapter, adapter_name)
+    found = plan_of(checkpoint(base, weights), tuned, output_dtype=dtype)
     if as_json:
         say_json(found.as_dict())
     elif not quiet:
@@ -178,7 +157,7 @@ def inspect(
     """
     from wiseft_core.cli.inspection import inspect_adapter
 
-    seen = inspect_adapter(_named(adapter, adapter_name))
+    seen = inspect_adapter(named(adapter, adapter_name))
     if as_json:
         say_json(seen.as_dict())
     else:
@@ -206,10 +185,10 @@ def verify(
     """
     from wiseft_core.verification import verify as check
 
-    _session(context).settle()
-    source = None if base is None else _checkpoint(base, weights)
+    session_of(context).settle()
+    source = None if base is None else checkpoint(base, weights)
     with progress(f"checking {out.name}", quiet=quiet) as told:
-        report = check(out, base=source, adapter=adapter, sample=sample, progress=told)
+        report = check(out, base=source, adapter=adapter or None, sample=sample, progress=told)
     if as_json:
         say_json(report.as_dict())
     elif not (quiet and report.ok):
@@ -230,7 +209,7 @@ def demo(
     """
     from wiseft_core.cli.demo import run_demo
 
-    _session(context).settle()
+    session_of(context).settle()
     shown = run_demo(out, quiet=quiet)
     if as_json:
         say_json(shown.as_dict())
@@ -239,32 +218,41 @@ def demo(
     return 0 if shown.ok else 1
 
 
-def _session(context: typer.Context) -> Session:
+def alpha_of(
+    context: typer.Context, alpha: float | None, alpha_for: Sequence[str] | None, schedule: Path | None
+) -> Alpha:
+    """Alpha as the options say it together."""
+    if alpha is None and schedule is None:
+        raise typer.BadParameter("none is given, and no --schedule FILE", ctx=context, param_hint="--alpha")
+    return combined(alpha, alpha_for or [], schedule)
+
+
+def session_of(context: typer.Context) -> Session:
     """The run that this verb is part of."""
     session = context.obj
     return session if isinstance(session, Session) else Session()
 
 
-def _named(adapter: Path, name: str | None) -> Path:
+def named(adapter: Path, name: str | None) -> Path:
     """The folder of a named adapter."""
     return adapter if name is None else adapter / name
 
 
-def _checkpoint(base: Path, weights: str | None) -> Checkpoint:
+def checkpoint(base: Path, weights: str | None) -> Checkpoint:
     """The base, opened."""
     from wiseft_core.store.checkpoint import open_checkpoint
 
     return open_checkpoint(base, weights=weights)
 
 
-def _torch_dtype(text: str) -> torch.dtype:
+def torch_dtype(text: str) -> torch.dtype:
     """A dtype as the user spells it."""
     from wiseft_core.dtypes import TORCH_DTYPES, parse_dtype
 
     return TORCH_DTYPES[parse_dtype(text) or "F64"]
 
 
-def _device(text: str | None) -> torch.device | None:
+def device_of(text: str | None) -> torch.device | None:
     """A device that torch knows and that is there."""
     import torch
 

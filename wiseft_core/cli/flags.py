@@ -32,10 +32,31 @@ AgainstBase = Annotated[
     typer.Option("--base", metavar="BASE", help="Compare with this base; needs --adapter too.", parser=_path),
 ]
 AgainstAdapter = Annotated[
-    Path | None,
-    typer.Option("--adapter", metavar="ADAPTER", help="Compute the output again from this adapter.", parser=_path),
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="Compute the output again from this adapter; of a combination, give each.",
+        parser=_path,
+    ),
 ]
-Alpha = Annotated[float, typer.Option(metavar="A", help="0 gives the base, 1 the tuned model.")]
+Alpha = Annotated[float | None, typer.Option(metavar="A", help="0 gives the base, 1 the tuned model.")]
+Alphas = Annotated[
+    list[str] | None,
+    typer.Option("--alpha", metavar="A", help="One alpha for each output; again for more, or START:STOP:STEP."),
+]
+AlphaFor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alpha-for",
+        metavar="PATTERN=A",
+        help="Another alpha for the tensors that a name or glob matches; may be given again.",
+    ),
+]
+Schedule = Annotated[
+    Path | None,
+    typer.Option("--schedule", metavar="FILE", help="Take alpha by tensor from a .toml or .json file.", parser=_path),
+]
 AdapterName = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which adapter, where ADAPTER holds several in sub-folders.")
 ]
@@ -56,3 +77,35 @@ Extrapolate = Annotated[bool, typer.Option("--extrapolate", help="Allow alpha ou
 CopyCode = Annotated[bool, typer.Option("--copy-code", help="Also copy *.py files that lie beside the base.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, and no report of a success.")]
+Eval = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="'CMD {model}'",
+        help="Run this on each output, without a shell; its last line is a JSON object of metrics, or a number.",
+    ),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME:max|min",
+        help="A metric that it reports. The first chooses the best alpha, the first two make the Pareto set.",
+    ),
+]
+Keep = Annotated[
+    str, typer.Option(metavar="all|best", help="best: keep one output at a time, and in the end the best.")
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Draw the WiSE-FT curve, as .png or .svg; needs matplotlib.", parser=_path),
+]
+Weighted = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="PATH=ALPHA", help="An adapter and its alpha; give it once for each adapter."),
+]
+AsAdapter = Annotated[
+    str | None,
+    typer.Option(metavar="cat|svd", help="Write an adapter instead: exact with the sum of the ranks, or of rank R."),
+]
+Rank = Annotated[int | None, typer.Option(metavar="R", min=1, help="Rank of the adapter that --as-adapter svd makes.")]

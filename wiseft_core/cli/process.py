@@ -18,7 +18,7 @@ from types import FrameType
 from typer.exceptions import TyperException
 
 from wiseft_core.cli import output
-from wiseft_core.cli.commands import app
+from wiseft_core.cli.experiments import app
 from wiseft_core.cli.session import Session
 from wiseft_core.errors import Fault, WiseftError
 from wiseft_core.store.files import HINTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,13 @@ from wiseft_core.schedules import canonical
 
 if TYPE_CHECKING:
     from wiseft_core.binding import Plan
+    from wiseft_core.judging import SweepReport
     from wiseft_core.report import Report
     from wiseft_core.statedict import StateDict
+    from wiseft_core.types import Alpha
 
 PROBLEMS_SHOWN = 20
+ALPHAS_SHOWN = 8
 
 
 def written(report: Report, view: StateDict, seconds: float, *, next_step: str) -> str:
@@ -33,11 +36,11 @@ def written(report: Report, view: StateDict, seconds: float, *, next_step: str) 
     return "\n".join([*lines, "", "Next:", f"  {next_step}"])
 
 
-def rescaled(report: Report, alpha: float, *, next_step: str) -> str:
+def rescaled(report: Report, alpha: Alpha, *, next_step: str) -> str:
     """What `rescale` wrote."""
     values = {
         "wrote": f"{report.path}: {plural(len(report.files), 'file')}, {size(report.bytes)}",
-        "alpha": canonical(alpha),
+        "alpha": canonical(alpha) if isinstance(alpha, float) else "by tensor",
         "tensors": f"{report.tensors}, for {report.touched} of the base and {len(report.new)} new",
     }
     return "\n".join([*_ended(report, fields(values), report.notes), "", "Next:", f"  {next_step}"])
@@ -49,12 +52,34 @@ def _ended(report: Report, head: str, notes: Iterable[str]) -> list[str]:
     return [head, *_notes(notes), *left_out]
 
 
+def swept(report: SweepReport, seconds: float, plot: Path | None) -> str:
+    """What `sweep` wrote; its evaluations are told by `scores`."""
+    first, count = report.reports[0], len(report.reports)
+    values = {
+        "wrote": f"{report.path}: {plural(count, 'output')}, {size(sum(one.bytes for one in report.reports))} "
+        f"in {seconds:.1f} s",
+        "alpha": ", ".join(one.alpha for one in report.evaluations if one.folder is not None),
+        "tensors": f"{first.touched} interpolated, {first.tensors - first.touched - len(first.new)} copied, "
+        f"{len(first.new)} new, in each",
+        "best": "" if report.best is None else f"alpha {report.best.alpha}",
+        "Pareto": ", ".join(one.alpha for one in report.pareto),
+        "picture": "" if plot is None else str(plot),
+    }
+    notes = dict.fromkeys(note for one in report.reports for note in one.notes)
+    return "\n".join([*_ended(first, fields(values), notes), ""])
+
+
 def alphas(resolved: Mapping[str, float], given: object) -> str:
-    """The coefficients that were used, as canonical decimals."""
-    values = Counter(map(canonical, resolved.values()))
-    if len(values) > 1:
-        return tally(values)
-    return next(iter(values), canonical(given) if isinstance(given, float) else "")
+    """The coefficients that were used, as canonical decimals: a few are counted, of many the range is told."""
+    values = Counter(resolved.values())
+    if not values:
+        return canonical(given) if isinstance(given, float) else ""
+    if len(values) == 1:
+        return canonical(*values)
+    if len(values) <= ALPHAS_SHOWN:
+        return tally({canonical(value): values[value] for value in sorted(values)})
+    ends = f"{canonical(min(values))} to {canonical(max(values))}"
+    return f"{ends}: {len(values)} values for {len(resolved)} tensors"
 
 
 def planned(plan: Plan, *, next_step: str) -> str:
@@ -100,9 +125,10 @@ def _notes(notes: Iterable[str]) -> list[str]:
     return [f"note: {show(note, limit=1000)}" for note in notes]
 
 
-def verify_command(out: Path, base: Path | None, adapter: Path, weights: str | None) -> str:
+def verify_command(out: Path, base: Path | None, adapters: Sequence[Path], weights: str | None) -> str:
     """The command line that checks what was written."""
-    made_from = [*(["--base", str(base)] if base is not None else []), "--adapter", str(adapter)]
+    made_from = [*(["--base", str(base)] if base is not None else [])]
+    made_from += [word for adapter in adapters for word in ("--adapter", str(adapter))]
     return _line(["wiseft", "verify", str(out), *made_from], weights)
 
 

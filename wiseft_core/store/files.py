@@ -75,6 +75,11 @@ class Files:
         with faults("create it", path):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
+    def open_write(self, path: Path) -> int:
+        """A descriptor on a file of ours, to go on writing it."""
+        with faults("open it for writing", path):
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def lock(self, path: Path) -> int | None:
         """A descriptor that holds the lock file at `path`, made if need be, or None where somebody else holds it.
 

@@ -7,9 +7,10 @@ a header of no length, which no reader accepts.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Final, Self
 
 from blake3 import blake3
 
@@ -25,12 +26,14 @@ CHUNK: Final = 4 << 20
 class ShardWriter:
     """One safetensors file in the making. Any number of threads may write to different parts of it at once.
 
+    The file is open from the first write to `finish` only: a job may make more files than a process may have open.
+
     Args:
         path: Where it is made; nothing may be there.
         header: Its header; all the space is reserved now.
         files: The seam to write through.
-        same: A file that it will be a copy of: where the file system can, the two share their extents, and the shard is
-            whole at once but for its header.
+        same: A file that it will be a copy of: where the file system can, the two share their extents, and `is_whole`
+            says that no payload is missing.
     Raises:
         Fault: The operating system refuses, for want of space above all.
     """
@@ -40,15 +43,24 @@ class ShardWriter:
         self._left = {name: spec.nbytes for name, spec in header.specs.items()}
         self._lock = Lock()
         self._descriptor: int | None = files.create(path)
-        self.is_whole = False
+        self._ended = self.is_whole = False
         try:
             if same is not None and files.clone(same.descriptor, self._descriptor, path):
                 self._left, self.is_whole = dict.fromkeys(self._left, 0), True
             else:
                 files.allocate(self._descriptor, header.size, path)
-        except BaseException:
-            self.abort()
-            raise
+        finally:
+            self._close()
+
+    @classmethod
+    def again(cls, path: Path, header: Header, files: Files, names: Collection[str]) -> Self:
+        """A file that is whole, to write some of its tensors again; until `finish` it is no sound one."""
+        writer = cls.__new__(cls)
+        writer.path, writer.header, writer._files = path, header, files
+        writer._left = {name: spec.nbytes if name in names else 0 for name, spec in header.specs.items()}
+        writer._lock, writer._descriptor, writer._ended = Lock(), None, False
+        writer.is_whole = not any(writer._left.values())
+        return writer
 
     def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
         """Put `buffer` at byte `start_byte` of the payload of a tensor.
@@ -79,21 +91,32 @@ class ShardWriter:
             RuntimeError: A byte of payload was not written, or one was written twice: a fault of the caller.
             Fault: The operating system fails.
         """
+        descriptor = self._complete()
+        digest = _settle(descriptor, self.header.size, self._files, sync, self.path)
+        self.abort()
+        return digest
+
+    def pause(self) -> None:
+        """`finish` for a file that will be written again: nothing is digested or synced."""
+        self._complete()
+        self.abort()
+
+    def _complete(self) -> int:
+        """Write the header, once there is a payload for it; the descriptor."""
         gaps = {name: left for name, left in self._left.items() if left}
         if gaps:
             raise RuntimeError(f"{self.path}: bytes not written exactly once, by tensor: {gaps}")
         descriptor = self._open()
         self._files.write_at(descriptor, self.header.raw, 0, self.path)
-        digest = _settle(descriptor, self.header.size, self._files, sync, self.path)
-        self._close()
-        return digest
+        return descriptor
 
     def abort(self) -> None:
         """Give the file up and close it as it is, once no thread writes any more. After `finish` it does nothing."""
+        self._ended = True
         self._close()
 
     def _close(self) -> None:
-        """Close the descriptor, once."""
+        """Close the descriptor, if it is open."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with faults("close it", self.path):
@@ -101,9 +124,12 @@ class ShardWriter:
 
     def _open(self) -> int:
         """The descriptor of a file that is still in the making."""
-        if self._descriptor is None:
-            raise RuntimeError(f"{self.path}: written to after it was closed")
-        return self._descriptor
+        with self._lock:
+            if self._ended:
+                raise RuntimeError(f"{self.path}: written to after it was closed")
+            if self._descriptor is None:
+                self._descriptor = self._files.open_write(self.path)
+            return self._descriptor
 
     def _claim(self, name: str, start: int, count: int) -> int:
         """Count `count` bytes of a tensor as written; where in the file they go."""
@@ -132,7 +158,7 @@ class ShardChecker(ShardWriter):
         self._left = {name: spec.nbytes for name, spec in header.specs.items()}
         self._lock = Lock()
         self._descriptor = files.open_read(path)
-        self.is_whole = False
+        self._ended = self.is_whole = False
         try:
             self._compare("the header", 0, memoryview(header.raw))
         except BaseException:

@@ -1,0 +1,131 @@
+"""The promise of PEFT's context manager, kept without one: many alphas on a live model, and nothing to restore."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from exact import same_bits
+from folders import low_rank
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from wiseft_core import bound, interpolate, planning, sources, sweep
+from wiseft_core.config import AdapterConfig
+
+ALPHAS = (0.0, 0.25, 0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    """A tiny untied Llama."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=17, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def adapter(model: nn.Module) -> dict[str, Tensor]:
+    """A DoRA on every projection of the first layer, and a trained norm."""
+    weights = model.state_dict()
+    modules = [name.removesuffix(".weight") for name in weights if "layers.0." in name and "proj" in name]
+    return low_rank(weights, modules, dora=True) | {"model.norm.weight": torch.full((8,), 1.5)}
+
+
+def options(model: nn.Module) -> dict[str, object]:
+    """How the adapter is given."""
+    config = {"lora_alpha": 3, "use_dora": True, "modules_to_save": ["model.norm"]}
+    return {"config": config, "base_config": model.config.to_dict()}
+
+
+@contextlib.contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of what is called that belongs to binding: planning, parsing a config, opening, checking values."""
+    calls: list[str] = []
+    places = [(planning, "bind"), (AdapterConfig, "from_mapping"), (bound.Bound, "check_values")]
+    places += [(sources, "open_checkpoint"), (sources.Memory, "__init__")]
+    with monkeypatch.context() as patch:
+        for owner, name in places:
+            own = getattr(owner, name)
+
+            def call(*args, own=own, name=name, **named):
+                calls.append(name)
+                return own(*args, **named)
+
+            patch.setattr(owner, name, call)
+        yield calls
+
+
+def test_switching_alpha_binds_nothing(model, adapter, monkeypatch):
+    """`at` on one view, and every tensor of what it gives, neither plan, parse, open nor check anything again."""
+    with counted(monkeypatch) as calls:
+        view = interpolate(model.state_dict(), adapter, 0.0, **options(model))
+        assert {"bind", "check_values", "__init__"} <= set(calls)  # the count works
+        calls.clear()
+        views = [view.at(alpha) for alpha in (*ALPHAS, {"*": 0.3, "model.norm.weight": 1.0}, lambda name: 0.7)]
+        for other in views:
+            assert other.plan is view.plan
+            assert other.bound is view.bound
+            assert len(dict(other)) == len(view)
+        assert calls == []
+
+
+def test_a_sweep_binds_once(model, adapter, monkeypatch):
+    """As many alphas as one likes for one binding."""
+    with counted(monkeypatch) as calls:
+        views = sweep(model.state_dict(), adapter, [step / 20 for step in range(21)], **options(model))
+        assert calls.count("bind") == calls.count("check_values") == 1
+    assert len({id(view.bound) for view in views}) == 1
+
+
+def run(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Logits of the model with other weights."""
+    with torch.no_grad():
+        return functional_call(model, weights, (tokens,), tie_weights=False).logits
+
+
+def test_a_live_model_is_left_untouched(model, adapter):
+    """At every alpha the logits are those of a model that holds the weights; the live one keeps every bit."""
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
+    seen = []
+    for view in sweep(model.state_dict(), adapter, ALPHAS, **options(model)):
+        seen.append(run(model, dict(view), tokens))
+        other = LlamaForCausalLM(model.config).eval()
+        other.load_state_dict(view)
+        with torch.no_grad():
+            assert torch.equal(other(tokens).logits, seen[-1])
+        for name, value in model.state_dict().items():
+            pointer, bits = before[name]
+            assert value.data_ptr() == pointer and same_bits(value, bits)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, seen[0])  # alpha 0 is the base
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[-1])
+
+
+def test_nothing_is_to_be_restored_after_an_exception(model, adapter):
+    """A failure inside the forward pass, or between two alphas, leaves the model as it was."""
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        expected = model(tokens).logits
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("in the middle")
+
+    hook = model.model.layers[1].register_forward_pre_hook(fail)
+    try:
+        for view in sweep(model.state_dict(), adapter, ALPHAS[1:], **options(model)):
+            with pytest.raises(RuntimeError, match="in the middle"):
+                run(model, dict(view), tokens)
+    finally:
+        hook.remove()
+    assert all(same_bits(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, expected)

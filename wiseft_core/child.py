@@ -1,0 +1,111 @@
+"""A command that is run to its end: its exit status and last words, in bounded memory, with nothing left running.
+
+Ground floor: standard library only.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import selectors
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, TextIO
+
+LINE_LIMIT: Final = 1 << 20
+CHUNK: Final = 1 << 16
+POLL_SECONDS: Final = 0.2
+
+
+class NotStarted(Exception):
+    """There is no such program, it may not be run, or a word of its command line cannot be given to it."""
+
+
+class Ended(NamedTuple):
+    """Exit status (negative: the signal) and the last lines of stdout and stderr that are not blank."""
+
+    status: int
+    said: bytes
+    complaint: bytes
+
+
+def run_child(argv: Sequence[str], stderr: TextIO | None) -> Ended:
+    """Run `argv` without a shell and without input, in a session of its own that ends with it or with us.
+
+    Args:
+        argv: The program and its arguments.
+        stderr: Gets what the command says on stderr, while it says it.
+    Raises:
+        NotStarted: It cannot be started.
+        OSError: `stderr` cannot be written.
+    """
+    said, complaint = _LastLine(), _LastLine()
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def complain(chunk: bytes) -> None:
+        complaint.feed(chunk)
+        if stderr is not None:
+            stderr.write(decoder.decode(chunk))
+            stderr.flush()
+
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        child = subprocess.Popen(argv, **pipes, start_new_session=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        raise NotStarted(error.strerror if isinstance(error, OSError) else error) from None
+    with child:
+        try:
+            _drain(child, {child.stdout: said.feed, child.stderr: complain})
+            status = child.wait()
+        finally:
+            _end(child)
+    return Ended(status, said.line(), complaint.line())
+
+
+class _LastLine:
+    """The last line of a stream that is not blank; of a line longer than the limit only the start is kept."""
+
+    def __init__(self) -> None:
+        self._ended, self._open = b"", bytearray()
+
+    def feed(self, chunk: bytes) -> None:
+        """More of the stream. A carriage return ends a line too: progress bars go before what counts."""
+        ended, newline, rest = chunk.replace(b"\r", b"\n").rpartition(b"\n")
+        if newline:
+            lines = bytes(self._open + ended).rstrip()
+            self._ended = lines.rpartition(b"\n")[2].strip()[: LINE_LIMIT + 1] or self._ended
+            self._open.clear()
+        start = rest if self._open else rest.lstrip()
+        self._open += start[: LINE_LIMIT + 1 - len(self._open)]
+
+    def line(self) -> bytes:
+        """The line, without the white space around it; empty if there was none."""
+        return bytes(self._open).strip() or self._ended
+
+
+def _drain(child: subprocess.Popen[bytes], feeds: Mapping[Any, Callable[[bytes], None]]) -> None:
+    """Feed on what comes through the pipes until all are closed, or the child has ended and they are empty."""
+    ended = False
+    with selectors.DefaultSelector() as pipes:
+        for pipe, feed in feeds.items():
+            pipes.register(pipe, selectors.EVENT_READ, feed)
+        while pipes.get_map():
+            if not ended and child.poll() is not None:
+                ended = True
+                _end(child)  # what it has left running may hold the pipes open
+            ready = pipes.select(POLL_SECONDS)
+            if ended and not ready:
+                return
+            for key, _ in ready:
+                if chunk := os.read(key.fd, CHUNK):
+                    key.data(chunk)
+                else:
+                    pipes.unregister(key.fileobj)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child, if it still runs, and all others of its group."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)

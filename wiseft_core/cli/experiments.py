@@ -1,0 +1,228 @@
+"""The verbs that try alphas and adapters: `sweep`, `combine` and `rescale`.
+
+As in `commands`: flags in, one function of the package, and what came of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from wiseft_core.cli import flags, reports
+from wiseft_core.cli.commands import alpha_of, app, checkpoint, device_of, named, session_of, torch_dtype
+from wiseft_core.cli.output import say, say_json
+from wiseft_core.cli.progress import progress
+from wiseft_core.cli.schedule import combined
+from wiseft_core.cli.scores import scored
+from wiseft_core.errors import ConfigError
+from wiseft_core.evaluation import parse_metrics
+from wiseft_core.schedules import spread
+
+__all__ = ["app"]
+
+
+@app.command()
+def sweep(
+    context: typer.Context,
+    base: flags.Base,
+    adapter: flags.Adapter,
+    out: flags.Out,
+    alpha: flags.Alphas = None,
+    alpha_for: flags.AlphaFor = None,
+    evaluate: flags.Eval = None,
+    metric: flags.Metrics = None,
+    keep: flags.Keep = "all",
+    plot: flags.Plot = None,
+    output_dtype: flags.OutputDtype = None,
+    compute_dtype: flags.ComputeDtype = "fp64",
+    overflow: flags.Overflow = "error",
+    device: flags.Device = None,
+    max_shard_size: flags.MaxShardSize = None,
+    threads: flags.Threads = None,
+    no_sync: flags.NoSync = False,
+    resume: flags.Resume = False,
+    max_output: flags.MaxOutput = None,
+    extrapolate: flags.Extrapolate = False,
+    copy_code: flags.CopyCode = False,
+    weights: flags.Weights = None,
+    adapter_name: flags.AdapterName = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Write an output for each alpha, evaluate them, and say which is best.
+
+    OUT gets alpha-0, alpha-0.5, ... and sweep.json; the base is read once. Exit code 1 if an evaluation failed.
+    """
+    numbers = _alphas(context, alpha)
+    asked = parse_metrics(metric or [])
+    source, tuned = checkpoint(base, weights), named(adapter, adapter_name)
+
+    from wiseft_core.planning import plan as plan_of
+
+    plan_of(source, tuned)  # headers and configs are refused before torch is imported
+
+    from wiseft_core.interpolation import sweep as views_of
+    from wiseft_core.sweeping import save_sweep
+
+    session_of(context).settle()
+    views = views_of(
+        source,
+        tuned,
+        [combined(number, alpha_for or [], None) for number in numbers],
+        extrapolate=extrapolate,
+        overflow=overflow,
+        compute_dtype=torch_dtype(compute_dtype),
+        output_dtype=output_dtype,
+        device=device_of(device),
+    )
+    begun = time.perf_counter()
+    with progress(f"writing {out.name}", quiet=quiet) as told:
+        report = save_sweep(
+            views,
+            out,
+            evaluate=evaluate,
+            metrics=asked,
+            keep=keep,
+            plot=plot,
+            stderr=None if quiet or as_json else sys.stderr,
+            max_shard_size=max_shard_size,
+            copy_code=copy_code,
+            threads=threads,
+            progress=told,
+            sync=not no_sync,
+            resume=resume,
+            max_bytes=max_output,
+        )
+    if as_json:
+        say_json(report.as_dict())
+    elif not quiet:
+        say(reports.swept(report, time.perf_counter() - begun, plot))
+        if report.metrics:
+            say(scored(report.evaluations, report.metrics))
+    return 0 if report.ok else 1
+
+
+@app.command()
+def combine(
+    context: typer.Context,
+    base: flags.Base,
+    out: flags.Out,
+    adapter: flags.Weighted = None,
+    output_dtype: flags.OutputDtype = None,
+    compute_dtype: flags.ComputeDtype = "fp64",
+    overflow: flags.Overflow = "error",
+    device: flags.Device = None,
+    max_shard_size: flags.MaxShardSize = None,
+    threads: flags.Threads = None,
+    no_sync: flags.NoSync = False,
+    resume: flags.Resume = False,
+    max_output: flags.MaxOutput = None,
+    extrapolate: flags.Extrapolate = False,
+    copy_code: flags.CopyCode = False,
+    weights: flags.Weights = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Write the base with the changes of several adapters added up, in one rounding.
+
+    W_base + the sum of alpha·(W_tuned - W_base) over the adapters, whose order does not matter to a byte.
+    """
+    pairs, source = _weighted(context, adapter), checkpoint(base, weights)
+
+    from wiseft_core.combination import combine as view_of
+    from wiseft_core.offline import save_checkpoint
+
+    session_of(context).settle()
+    view = view_of(
+        source,
+        pairs,
+        extrapolate=extrapolate,
+        overflow=overflow,
+        compute_dtype=torch_dtype(compute_dtype),
+        output_dtype=output_dtype,
+        device=device_of(device),
+    )
+    begun = time.perf_counter()
+    with progress(f"writing {out.name}", quiet=quiet) as told:
+        report = save_checkpoint(
+            view,
+            out,
+            max_shard_size=max_shard_size,
+            copy_code=copy_code,
+            threads=threads,
+            progress=told,
+            sync=not no_sync,
+            resume=resume,
+            max_bytes=max_output,
+        )
+    if as_json:
+        say_json(report.as_dict())
+    elif not quiet:
+        next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
+        say(reports.written(report, view, time.perf_counter() - begun, next_step=next_step))
+    return 0
+
+
+@app.command()
+def rescale(
+    context: typer.Context,
+    adapter: flags.Adapter,
+    out: flags.Out,
+    alpha: flags.Alpha = None,
+    alpha_for: flags.AlphaFor = None,
+    schedule: flags.Schedule = None,
+    base: flags.BaseOfAdapter = None,
+    extrapolate: flags.Extrapolate = False,
+    weights: flags.Weights = None,
+    adapter_name: flags.AdapterName = None,
+    no_sync: flags.NoSync = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Write an adapter to OUT that PEFT loads as the interpolated model."""
+    given = alpha_of(context, alpha, alpha_for, schedule)
+
+    from wiseft_core.adapters import save_adapter
+    from wiseft_core.rescaling import rescale as rescaled
+
+    session_of(context).settle()
+    tuned, source = named(adapter, adapter_name), None if base is None else checkpoint(base, weights)
+    report = save_adapter(rescaled(tuned, given, base=source, extrapolate=extrapolate), out, sync=not no_sync)
+    if as_json:
+        say_json(report.as_dict())
+    elif not quiet:
+        say(reports.rescaled(report, given, next_step=reports.verify_command(out, base, [tuned], weights)))
+    return 0
+
+
+def _weighted(context: typer.Context, texts: Sequence[str] | None) -> list[tuple[Path, float]]:
+    """Each adapter with its alpha, split at the last "="."""
+    found = []
+    for text in texts or ():
+        path, _, alpha = text.rpartition("=")
+        try:
+            found.append((Path(path), float(alpha)))
+        except ValueError:
+            path = ""
+        if not path:
+            raise typer.BadParameter(f"{text!r} is not PATH=ALPHA", ctx=context, param_hint="--adapter")
+    if not found:
+        raise typer.BadParameter("give it once for each adapter: PATH=ALPHA", ctx=context, param_hint="--adapter")
+    return found
+
+
+def _alphas(context: typer.Context, texts: Sequence[str] | None) -> list[float]:
+    """Every alpha that was asked for."""
+    try:
+        found = [number for text in texts or () for number in spread(text)]
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise typer.BadParameter(f"{error}", ctx=context, param_hint="--alpha") from None
+    if not found:
+        raise typer.BadParameter("give it once for each output, or 0:1:0.25", ctx=context, param_hint="--alpha")
+    return found

@@ -1,0 +1,144 @@
+"""One working folder that goes from alpha to alpha, for those who have no room for an output of each.
+
+Verb floor, below `sweeping`. Only what tuning touches is written again; the best is published, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
+from pathlib import Path
+
+from wiseft_core.errors import CheckpointError, EvaluationFailed
+from wiseft_core.evaluation import best
+from wiseft_core.jobs import Job, report_of
+from wiseft_core.judging import Judge, SweepReport
+from wiseft_core.offline import Run, run_tasks, staging_for, write_beside
+from wiseft_core.record import manifest_of
+from wiseft_core.statedict import StateDict
+from wiseft_core.store.manifest import MANIFEST
+from wiseft_core.store.publish import Staging
+from wiseft_core.store.shards import Shard
+from wiseft_core.store.writer import ShardWriter, write_file
+from wiseft_core.tasks import Target
+
+
+def keep_best(job: Job, out: Path, run: Run, judge: Judge) -> SweepReport:
+    """Make, evaluate and keep one output at a time; publish the best.
+
+    Args:
+        job: A job with a view for each folder.
+        out: The folder to make.
+        run: How it is run.
+        judge: What is asked of each output, a metric at least.
+    Raises:
+        EvaluationFailed: Every evaluation failed.
+        CheckpointError: The evaluation changed the weights of the output that it was to read.
+        InputChanged: An input changed meanwhile.
+    """
+    evaluations = []
+    with staging_for(job, out, run, resume=False) as staging:
+        work = _Work(job, staging, run)
+        for folder in job.views:
+            work.become(folder)
+            evaluations.append(judge.judged(folder.removeprefix("alpha-"), work.folder))
+            work.check()
+        winner = best(evaluations, judge.metrics[0])
+        if winner is None or winner.folder is None:
+            EvaluationFailed.raise_all([error for one in evaluations if (error := one.error) is not None])
+            raise TypeError("an evaluation without metrics has an error")
+        work.become(winner.folder)
+        sizes = work.finish()
+        found = tuple(one if one is winner else replace(one, folder=None) for one in evaluations)
+        judge.write(staging.folder, found, run.files, run.sync)
+        staging.publish()
+    judge.draw(found, run.files, run.sync)
+    report = report_of(job, out / winner.folder, sizes)
+    return SweepReport(str(out), (report,), found, judge.metrics, judge.command)
+
+
+class _Work:
+    """The working folder: which output it is now, and how it becomes another."""
+
+    def __init__(self, job: Job, staging: Staging, run: Run) -> None:
+        self._job, self._staging, self._run = job, staging, run
+        self._now = ""
+        self._seen: Mapping[str, tuple[int, int]] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where the output is that it is now."""
+        return self._staging.folder / self._now
+
+    def become(self, folder: str) -> None:
+        """Make it the output of another folder: all of it at first, then the touched tensors only."""
+        if folder == self._now:
+            return
+        place, files, view = self._staging.folder / folder, self._run.files, self._job.views[folder]
+        touched: Set[str] | None = None
+        if self._now:
+            files.rename(self.folder, place)
+            touched = view.plan.bindings.keys() if isinstance(view, StateDict) else frozenset()
+        else:
+            files.make_folders(place)
+        self._now = folder
+        targets = [
+            [Target(self._open(shard, touched), view)]
+            for shard in self._job.shards
+            if touched is None or not touched.isdisjoint(shard.header.specs)
+        ]
+        self._fill(targets, ShardWriter.pause, touched)
+        if touched is None:
+            write_beside(self._job, place, self._run)
+        for source in self._job.inputs():
+            source.check_unchanged()
+        self._seen = self._look()
+
+    def _open(self, shard: Shard, touched: Set[str] | None) -> ShardWriter:
+        """A new shard, or one to write some tensors of again."""
+        if touched is None:
+            return ShardWriter(self.folder / shard.name, shard.header, self._run.files)
+        return ShardWriter.again(self.folder / shard.name, shard.header, self._run.files, touched)
+
+    def _fill(
+        self, targets: list[list[Target]], finish: Callable[[ShardWriter], None], touched: Set[str] | None
+    ) -> None:
+        """Run the tasks; whatever happens, no descriptor stays open."""
+        try:
+            run_tasks(targets, finish, self._run, touched)
+        finally:
+            for (target,) in targets:
+                target.writer.abort()
+
+    def check(self) -> None:
+        """Refuse to go on where somebody else has written to the weights."""
+        if self._look() != self._seen:
+            raise CheckpointError(
+                f"{self.folder} — its weights were changed while it was evaluated",
+                expected="an evaluation that reads the folder it is given, and writes elsewhere",
+                got="another size or time of a shard",
+                hint="let the command write its results to a folder of its own",
+            )
+
+    def _look(self) -> dict[str, tuple[int, int]]:
+        """Size and time of each shard."""
+        seen = {shard.name: self._run.files.status(self.folder / shard.name) for shard in self._job.shards}
+        return {name: (one.st_size, one.st_mtime_ns) for name, one in seen.items() if one is not None}
+
+    def finish(self) -> dict[str, int]:
+        """Make it a whole output with its manifest, without what an evaluation left in it; the size of each file."""
+        files, sync = self._run.files, self._run.sync
+        shards = {shard.name: shard for shard in self._job.shards}
+        for entry in files.list_folder(self.folder):
+            if entry not in shards:
+                files.remove(self.folder / entry)
+        written = {
+            name: (shard.header.size, ShardWriter.again(self.folder / name, shard.header, files, ()).finish(sync))
+            for name, shard in shards.items()
+        }
+        written |= write_beside(self._job, self.folder, self._run)
+        for source in self._job.inputs():
+            source.check_unchanged()
+        manifest = manifest_of(self._job.views[self._now], written, files, synced=sync)
+        write_file(self.folder / MANIFEST, manifest, files, sync)
+        return {name: size for name, (size, _) in written.items()}
