@@ -16,12 +16,14 @@ DOOR = [
     "Adapter",
     "AdapterConfig",
     "Checkpoint",
+    "Joined",
     "Plan",
     "Report",
     "StateDict",
     "TensorSpec",
     "WiseftError",
     "combine",
+    "combine_adapters",
     "errors",
     "families",
     "interpolate",
@@ -35,7 +37,16 @@ DOOR = [
     "sweep",
     "verify",
 ]
-VERBS = ["combine", "interpolate", "interpolate_tensor", "plan", "save_checkpoint", "sweep", "verify"]
+VERBS = [
+    "combine",
+    "combine_adapters",
+    "interpolate",
+    "interpolate_tensor",
+    "plan",
+    "save_checkpoint",
+    "sweep",
+    "verify",
+]
 
 
 def test_door_is_exactly_this() -> None:
