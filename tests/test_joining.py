@@ -85,8 +85,9 @@ DORA: dict[str, tuple[Any, list[dict[str, Any]], list[float]]] = {
         [
             {"target_modules": ["emb", "up", *CONV], "use_dora": True, "use_rslora": True},
             {"target_modules": ["emb", *CONV], "use_dora": True, "r": 2},
+            {"target_modules": ["up", *CONV], "r": 1},
         ],
-        [0.5, 0.75],
+        [0.5, 0.75, 0.3],
     ),
     "dora_gpt2": (gpt2, [GPT2 | {"use_dora": True}, GPT2], [0.5, 1.0]),
     "head_and_lora": (
@@ -185,6 +186,7 @@ def test_peft_loads_the_concatenation_and_merges_what_combine_gives(trained, tmp
         assert bool((off <= 1.5 * allowed(live, key, base[key])).all()), (key, off.max())
     changed = {key for key in base if not torch.equal(base[key], found[key])}
     assert changed == set(wanted.touched)
+    assert joined.adapter.config.bias == ("lora_only" if "bias" in name else "none")
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -404,37 +406,52 @@ class Classifier(nn.Module):
         """What PEFT looks for."""
 
 
-@pytest.mark.parametrize("is_new", [True, False])
-def test_head_of_several_layers_is_carried(tmp_path, is_new):
-    """A container in modules_to_save, in the base or not, comes through PEFT as `combine` has it."""
+def classifier():
+    """The model, its weights, and an adapter on some of its modules that trained others as wholes."""
     torch.manual_seed(0)
     model = Classifier()
-    draw = torch.Generator().manual_seed(1)
-    state = {key: torch.randn(value.shape, generator=draw) for key, value in model.state_dict().items()}
-    base = {key: value for key, value in state.items() if not (is_new and key.startswith("classifier"))}
-    heads = {f"base_model.model.{key}": value + 1 for key, value in state.items() if key.startswith("classifier")}
-    pairs = [
-        (
-            Adapter(
-                low_rank(state, [f"layers.{number}"], seed=number) | heads,
-                AdapterConfig.from_mapping(
-                    {"lora_alpha": 2, "task_type": "SEQ_CLS", "modules_to_save": ["classifier"]}
-                ),
-            ),
-            0.5,
-        )
-        for number in (0, 1)
-    ]
-    model.load_state_dict(state)
-    joined = combine_adapters(base, pairs)
-    assert joined.adapter.config.modules_to_save == ("classifier",)
-    assert joined.adapter.config.task_type == "SEQ_CLS"
-    wanted = combine(base, pairs)
-    found = merged(load(model, write(joined.adapter, tmp_path / "joined")))
+    state = copy.deepcopy(model.state_dict())
+
+    def adapter(modules, saved, wholes, seed):
+        trained = {f"base_model.model.{key}": state[key] + seed for key in state if key.startswith(tuple(wholes))}
+        said = {"lora_alpha": 2, "task_type": "SEQ_CLS", "modules_to_save": saved}
+        return Adapter(low_rank(state, modules, seed=seed) | trained, AdapterConfig.from_mapping(said))
+
+    return model, state, adapter
+
+
+def check_through_peft(model, base, pairs, joined, folder):
+    """PEFT merges what `combine` gives, and wholes to the bit."""
+    wanted, found = combine(base, pairs), merged(load(model, write(joined.adapter, folder)))
     assert found.keys() == wanted.keys()
     for key in found:
         assert torch.allclose(found[key], wanted[key], atol=1e-5), key
-        assert key.startswith("layers") or same_bits(found[key], wanted[key]), key
+        assert key in joined.errors or same_bits(found[key], wanted[key]), key
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_head_of_several_layers_is_carried(tmp_path, is_new):
+    """A container in modules_to_save, in the base or not, also where the other adapter names only a part of it."""
+    model, state, adapter = classifier()
+    base = {key: value for key, value in state.items() if not (is_new and key.startswith("classifier"))}
+    one = adapter(["layers.0"], ["classifier"], ["classifier"], 1)
+    two = adapter(["layers.1"], ["classifier.1"], [] if is_new else ["classifier.1"], 2)
+    joined = combine_adapters(base, [(one, 0.5), (two, 0.25)])
+    assert joined.adapter.config.modules_to_save == ("classifier",)
+    assert joined.adapter.config.task_type == "SEQ_CLS"
+    check_through_peft(model, base, [(one, 0.5), (two, 0.25)], joined, tmp_path / "joined")
+
+
+def test_head_with_factors_in_one_part_is_saved_in_the_other(tmp_path):
+    """PEFT saves no container with factors inside: its other layer is named instead, and the task type is dropped."""
+    model, base, adapter = classifier()
+    one = adapter(["layers.0"], ["classifier"], ["classifier"], 1)
+    two = adapter(["layers.1", "classifier.0"], [], [], 2)
+    joined = combine_adapters(base, [(one, 0.5), (two, 0.25)], method="svd", rank=6)
+    assert joined.errors.keys() == {f"{module}.weight" for module in ("layers.0", "layers.1", "classifier.0")}
+    assert joined.adapter.config.modules_to_save == ("classifier.1",)
+    assert joined.adapter.config.task_type is None
+    check_through_peft(model, base, [(one, 0.5), (two, 0.25)], joined, tmp_path / "joined")
 
 
 BASE = {
@@ -450,6 +467,7 @@ HEAD = Adapter(
     low_rank(BASE, ["model.q_proj"]) | {"base_model.model.head.weight": torch.zeros(4, 4)},
     AdapterConfig(lora_alpha=2.0, modules_to_save=("head",)),
 )
+EMBEDDED = Adapter({"head.lora_embedding_A": torch.ones(1, 4), "head.lora_embedding_B": torch.ones(4, 1)}, CONFIG)
 HUGE = Adapter({key: value * 1e30 for key, value in LORA.tensors.items()}, AdapterConfig(lora_alpha=1e9))
 INNER = Adapter({key.replace("model.q_proj", "q_proj"): value for key, value in LORA.tensors.items()}, CONFIG)
 TRAINED_ON = [Adapter(LORA.tensors, AdapterConfig(lora_alpha=2.0, base_model=name)) for name in ("a/one", "a/two")]
@@ -473,6 +491,12 @@ REFUSALS: dict[str, tuple[type[WiseftError], str, list[Any], dict[str, Any]]] = 
     ),
     "prefixes": (AmbiguousName, "different prefixes", [(LORA, 0.5), (INNER, 0.5)], {}),
     "too large": (NotFinite, "does not fit float32", [(HUGE, 1.0)], {}),
+    "kinds": (
+        Unsupported,
+        "embedding, linear",
+        [(EMBEDDED, 0.5), (Adapter(low_rank(BASE, ["head"]), CONFIG), 1.0)],
+        {},
+    ),
     "head that ends alike": (Unsupported, "would take both", [(HEAD, 0.5), (LM_HEAD, 0.5)], {}),
 }
 

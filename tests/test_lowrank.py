@@ -54,6 +54,10 @@ def test_norm_and_distance_are_frobenius(shape):
         stored = one.part(0, rank).to(torch.float32)
         wanted = np.linalg.norm(dense(stored.to(torch.float64)) - dense(one))
         assert np.isclose(distance(one, stored), wanted, rtol=1e-6)
+        coarse = Pair(stored.first + 0.5, stored.second - 0.25)
+        assert np.isclose(
+            distance(one, coarse), np.linalg.norm(dense(coarse.to(torch.float64)) - dense(one)), rtol=1e-13
+        )
     rounded = one.to(torch.float32).to(torch.float64)
     assert distance(rounded, rounded.to(torch.float32)) == 0.0
     assert norm(Pair(one.first * 0, one.second)) == 0.0
