@@ -412,9 +412,9 @@ def classifier():
     model = Classifier()
     state = copy.deepcopy(model.state_dict())
 
-    def adapter(modules, saved, wholes, seed):
+    def adapter(modules, saved, wholes, seed, task="SEQ_CLS"):
         trained = {f"base_model.model.{key}": state[key] + seed for key in state if key.startswith(tuple(wholes))}
-        said = {"lora_alpha": 2, "task_type": "SEQ_CLS", "modules_to_save": saved}
+        said = {"lora_alpha": 2, "task_type": task, "modules_to_save": saved}
         return Adapter(low_rank(state, modules, seed=seed) | trained, AdapterConfig.from_mapping(said))
 
     return model, state, adapter
@@ -433,12 +433,13 @@ def check_through_peft(model, base, pairs, joined, folder):
 def test_head_of_several_layers_is_carried(tmp_path, is_new):
     """A container in modules_to_save, in the base or not, also where the other adapter names only a part of it."""
     model, state, adapter = classifier()
+    task = "SEQ_CLS" if is_new else None
     base = {key: value for key, value in state.items() if not (is_new and key.startswith("classifier"))}
-    one = adapter(["layers.0"], ["classifier"], ["classifier"], 1)
-    two = adapter(["layers.1"], ["classifier.1"], [] if is_new else ["classifier.1"], 2)
+    one = adapter(["layers.0"], ["classifier"], ["classifier"], 1, task)
+    two = adapter(["layers.1"], ["classifier.0"], [] if is_new else ["classifier.0"], 2, task)
     joined = combine_adapters(base, [(one, 0.5), (two, 0.25)])
     assert joined.adapter.config.modules_to_save == ("classifier",)
-    assert joined.adapter.config.task_type == "SEQ_CLS"
+    assert joined.adapter.config.task_type == task
     check_through_peft(model, base, [(one, 0.5), (two, 0.25)], joined, tmp_path / "joined")
 
 

@@ -75,7 +75,7 @@ def combine_adapters(
     Shapes:
         As PEFT stores them for the module's kind: Linear, Conv1D, Embedding, Conv1d, Conv2d, Conv3d.
     Args:
-        base: As for `interpolate`. Weights are read for "svd" of DoRA and for what is carried as a whole.
+        base: As for `interpolate`. Its values are read for DoRA, trained rows, and what is carried as a whole.
         adapters: As for `combine`.
         method: "cat" or "svd".
         rank: R of "svd", at least 1; a tensor whose sum has a smaller rank gets that.
@@ -92,7 +92,7 @@ def combine_adapters(
         NotFinite: A factor does not fit float32.
         WiseftError: As for `combine`.
     Exactness: The factors are formed in float64 and rounded once to float32, or not at all where those of every adapter
-        are float64. "cat" of LoRA therefore differs by the rounding of alpha·s·B alone. `errors` has the distance of
+        are float64. With factors of 32 bits or less "cat" differs from the sum by the rounding of alpha·s·B alone. `errors` has the distance of
         the stored factors, measured in float64. The bits of "svd" are those of one LAPACK and thread count.
     Source: Wortsman et al. 2022, arXiv:2109.01903; Ilharco et al. 2023, arXiv:2212.04089, for the sum; Eckart & Young
         1936 for the best approximation of rank R.
@@ -102,7 +102,7 @@ def combine_adapters(
         >>> adapter = Adapter(ones, AdapterConfig(lora_alpha=4))
         >>> joined = combine_adapters(base, [(adapter, 0.5), (adapter, 0.25)])
         >>> joined.adapter.tensors["base_model.model.proj.lora_B.weight"], joined.adapter.config.r
-        (tensor([[1., 2.]]), 2)
+        (tensor([[2., 1.]]), 2)
     """
     _check_method(method, rank)
     pairs, source = list(adapters), as_source(base)
