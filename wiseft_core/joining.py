@@ -92,8 +92,9 @@ def combine_adapters(
         NotFinite: A factor does not fit float32.
         WiseftError: As for `combine`.
     Exactness: The factors are formed in float64 and rounded once to float32, or not at all where those of every adapter
-        are float64. With factors of 32 bits or less "cat" differs from the sum by the rounding of alpha·s·B alone. `errors` has the distance of
-        the stored factors, measured in float64. The bits of "svd" are those of one LAPACK and thread count.
+        are float64. With factors of 32 bits or less "cat" differs from the sum by the rounding of alpha·s·B alone.
+        `errors` has the distance of the stored factors, measured in float64. The bits of "svd" are those of one LAPACK
+        and thread count.
     Source: Wortsman et al. 2022, arXiv:2109.01903; Ilharco et al. 2023, arXiv:2212.04089, for the sum; Eckart & Young
         1936 for the best approximation of rank R.
     Example:
