@@ -16,12 +16,14 @@ DOOR = [
     "Adapter",
     "AdapterConfig",
     "Checkpoint",
+    "Joined",
     "Plan",
     "Report",
     "StateDict",
     "TensorSpec",
     "WiseftError",
     "combine",
+    "combine_adapters",
     "errors",
     "families",
     "interpolate",
@@ -40,6 +42,7 @@ DOOR = [
 ]
 VERBS = [
     "combine",
+    "combine_adapters",
     "interpolate",
     "interpolate_tensor",
     "plan",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wiseft_core.config import AdapterConfig
     from wiseft_core.errors import WiseftError
     from wiseft_core.interpolation import interpolate, sweep
+    from wiseft_core.joining import Joined, combine_adapters
     from wiseft_core.offline import save_checkpoint
     from wiseft_core.planning import plan
     from wiseft_core.report import Report
@@ -34,12 +35,14 @@ _HOMES = {
     "Adapter": "sources",
     "AdapterConfig": "config",
     "Checkpoint": "store.checkpoint",
+    "Joined": "joining",
     "Plan": "binding",
     "Report": "report",
     "StateDict": "statedict",
     "TensorSpec": "types",
     "WiseftError": "errors",
     "combine": "combination",
+    "combine_adapters": "joining",
     "interpolate": "interpolation",
     "interpolate_tensor": "single",
     "open_adapter": "sources",
@@ -59,12 +62,14 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "Checkpoint",
+    "Joined",
     "Plan",
     "Report",
     "StateDict",
     "TensorSpec",
     "WiseftError",
     "combine",
+    "combine_adapters",
     "errors",
     "families",
     "interpolate",

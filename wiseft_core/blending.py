@@ -68,6 +68,23 @@ def tile_values(
         raise
 
 
+def tile_change(tile: Tile, stored: Tensor, terms: Sequence[Term], share: Share, numbers: Numbers) -> Tensor:
+    """What the terms add to a tile for one share, in the compute dtype.
+
+        sum of alpha·(W_tuned - W)
+
+    The order of the terms does not matter to the bits.
+
+    Shapes:
+        stored (stop - start), in the base's dtype. Returns the tile as a matrix (rows, columns).
+    """
+    stored = stored.to(numbers.device)
+    weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
+    pairs = [(_move(term, weight, tile), alpha) for term, alpha in zip(terms, share, strict=True)]
+    shifts = [_shift(weight, move, alpha) for move, alpha in pairs if move is not None]
+    return numerics.ordered_sum(shifts) if shifts else weight.zero_()
+
+
 class _Move(NamedTuple):
     """What a term makes of a tile: the difference D with its scale, or tuned values."""
 

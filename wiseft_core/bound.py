@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wiseft_core import dtypes, numerics
 from wiseft_core.binding import Binding, Plan, new_twice, union_rows
-from wiseft_core.blending import Share, Term, tile_values
+from wiseft_core.blending import Share, Term, tile_change, tile_values
 from wiseft_core.errors import DtypeMismatch, WiseftError
 from wiseft_core.families import Change, Family
 from wiseft_core.layouts import LAYOUTS
@@ -59,6 +59,11 @@ class Prepared:
         """`values` for the only result."""
         (value,) = self.values(tile)
         return value
+
+    def change(self, tile: Tile) -> Tensor:
+        """For the only result, what is added to the base there, in the compute dtype: (rows, columns) of the tile."""
+        (share,) = self.shares
+        return tile_change(tile, self.read(tile.start, tile.stop), self.terms, share, self.numbers)
 
 
 @dataclass(frozen=True, slots=True)

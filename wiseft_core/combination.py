@@ -13,7 +13,7 @@ import torch
 from wiseft_core.errors import ConfigError, listed, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import bound_of
-from wiseft_core.sources import Adapter, BaseLike, Tuned, as_source, as_tuned
+from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.types import Alpha
 
@@ -67,15 +67,7 @@ def combine(
         tensor([[2.5000, 2.5000]])
     """
     pairs, source = list(adapters), as_source(base)
-    if not pairs:
-        raise ConfigError(
-            "adapters", expected="at least one adapter with its alpha", got="none", hint="there is nothing to combine"
-        )
-    tuned = list[Tuned]()
-    for number, (adapter, _) in enumerate(pairs, start=1):
-        with of_adapter(number, len(pairs)):
-            tuned.append(as_tuned(adapter, None, source.specs))
-    check_bases(tuned)
+    tuned = all_tuned([adapter for adapter, _ in pairs], source)
     bound = bound_of(
         source,
         tuned,
@@ -89,6 +81,25 @@ def combine(
     view = StateDict(bound, [alpha for _, alpha in pairs], extrapolate=extrapolate)
     bound.check_values([one.complete for one in tuned])
     return view
+
+
+def all_tuned(adapters: Sequence[Adapter | BaseLike], source: Source) -> list[Tuned]:
+    """Several adapters of one base, opened.
+
+    Raises:
+        ConfigError: There is none, or they say that they were trained on different bases.
+        WiseftError: One of them cannot be opened; with its number.
+    """
+    if not adapters:
+        raise ConfigError(
+            "adapters", expected="at least one adapter with its alpha", got="none", hint="there is nothing to combine"
+        )
+    tuned = list[Tuned]()
+    for number, adapter in enumerate(adapters, start=1):
+        with of_adapter(number, len(adapters)):
+            tuned.append(as_tuned(adapter, None, source.specs))
+    check_bases(tuned)
+    return tuned
 
 
 def check_bases(tuned: Sequence[Tuned]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,6 +22,9 @@ from wiseft_core.cli.scores import scored
 from wiseft_core.errors import ConfigError
 from wiseft_core.evaluation import parse_metrics
 from wiseft_core.schedules import spread
+
+if TYPE_CHECKING:
+    from wiseft_core.store.checkpoint import Checkpoint
 
 __all__ = ["app"]
 
@@ -123,15 +127,22 @@ def combine(
     max_output: flags.MaxOutput = None,
     extrapolate: flags.Extrapolate = False,
     copy_code: flags.CopyCode = False,
+    as_adapter: flags.AsAdapter = None,
+    rank: flags.Rank = None,
     weights: flags.Weights = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> int:
-    """Write the base with the changes of several adapters added up, in one rounding.
+    """Write the base with the changes of several adapters added up, in one rounding, or the sum as an adapter.
 
     W_base + the sum of alpha·(W_tuned - W_base) over the adapters, whose order does not matter to a byte.
     """
     pairs, source = _weighted(context, adapter), checkpoint(base, weights)
+    if as_adapter is not None or rank is not None:
+        session_of(context).settle()
+        return _join(
+            source, pairs, out, as_adapter or "", rank, extrapolate, sync=not no_sync, as_json=as_json, quiet=quiet
+        )
 
     from wiseft_core.combination import combine as view_of
     from wiseft_core.offline import save_checkpoint
@@ -196,6 +207,31 @@ def rescale(
         say_json(report.as_dict())
     elif not quiet:
         say(reports.rescaled(report, given, next_step=reports.verify_command(out, base, [tuned], weights)))
+    return 0
+
+
+def _join(
+    base: Checkpoint,
+    pairs: Sequence[tuple[Path, float]],
+    out: Path,
+    method: str,
+    rank: int | None,
+    extrapolate: bool,
+    *,
+    sync: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """`combine` where an adapter is asked for instead of a model."""
+    from wiseft_core.adapters import save_adapter
+    from wiseft_core.joining import combine_adapters
+
+    joined = combine_adapters(base, pairs, method=method, rank=rank, extrapolate=extrapolate)
+    report = save_adapter(joined.adapter, out, sync=sync)
+    if as_json:
+        say_json({**report.as_dict(), "errors": dict(joined.errors), "norms": dict(joined.norms)})
+    elif not quiet:
+        say(reports.joined(report, joined))
     return 0
 
 

@@ -14,6 +14,7 @@ from wiseft_core.schedules import canonical
 
 if TYPE_CHECKING:
     from wiseft_core.binding import Plan
+    from wiseft_core.joining import Joined
     from wiseft_core.judging import SweepReport
     from wiseft_core.report import Report
     from wiseft_core.statedict import StateDict
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PROBLEMS_SHOWN = 20
 ALPHAS_SHOWN = 8
+ROWS_SHOWN = 6
 
 
 def written(report: Report, view: StateDict, seconds: float, *, next_step: str) -> str:
@@ -44,6 +46,19 @@ def rescaled(report: Report, alpha: Alpha, *, next_step: str) -> str:
         "tensors": f"{report.tensors}, for {report.touched} of the base and {len(report.new)} new",
     }
     return "\n".join([*_ended(report, fields(values), report.notes), "", "Next:", f"  {next_step}"])
+
+
+def joined(report: Report, found: Joined) -> str:
+    """What `combine --as-adapter` wrote, and how far each weight is from the exact sum, the farthest first."""
+    values = {
+        "wrote": f"{report.path}: {plural(len(report.files), 'file')}, {size(report.bytes)}",
+        "tensors": f"{report.tensors}, factors for {plural(len(found.errors), 'weight')} of the base",
+    }
+    rows = [(name, f"{error:.3g}", f"{error / (found.norms[name] or 1):.3g}") for name, error in found.errors.items()]
+    rows.sort(key=lambda row: -float(row[2]))
+    more = [f"and {len(rows) - ROWS_SHOWN} more; --json lists them all"] if len(rows) > ROWS_SHOWN else []
+    head = ("weight", "error (Frobenius)", "relative")
+    return "\n".join([*_ended(report, fields(values), report.notes), "", table(head, rows[:ROWS_SHOWN]), *more])
 
 
 def _ended(report: Report, head: str, notes: Iterable[str]) -> list[str]:

@@ -31,6 +31,13 @@ SAMPLE: Final = 100
 RULES: Final = 10_000
 
 
+def undone(rule: str, name: str) -> str:
+    """The adapter's name for a base's `name`, under a rule as it is written in a plan."""
+    if rule.startswith("-"):
+        return rule[1:] + name
+    return name.removeprefix(rule[1:]) if rule.startswith("+") else name
+
+
 def rules(required: Collection[str], base: Collection[str]) -> tuple[Rule, ...]:
     """The rules under which every required name is a name of the base: (EXACT,) alone where that holds."""
     if all(name in base for name in required):
