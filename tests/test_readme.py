@@ -36,20 +36,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter)
         peft_model.save_pretrained("adapter")
+        other = get_peft_model(LlamaForCausalLM(config), LoraConfig(target_modules=["q_proj"], r=1)).eval()
+        other.save_pretrained("other")
     loaded: dict[str, torch.Tensor] = {}
     return SimpleNamespace(server=SimpleNamespace(load_weights=loaded.update), loaded=loaded, peft_model=peft_model)
 
 
 def test_every_python_block_runs_as_written(folder: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     """The blocks run in order, in one folder with a base and an adapter, and do what their text says."""
+    tried: list[str] = []
     space: dict[str, object] = {"server": folder.server, "peft_model": folder.peft_model}
+    space["accuracy"] = lambda path: tried.append(path.name) or len(tried) % 3
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), space)
     merged = folder.peft_model.merge_and_unload()
     with torch.no_grad():
         expected = merged(space["tokens"]).logits
 
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 10
+    assert tried == ["alpha-0", "alpha-0.25", "alpha-0.5", "alpha-0.75", "alpha-1"]
+    assert sorted(path.name for path in Path("outs").iterdir()) == ["alpha-0.25", "sweep.json"]
+    assert all(Path(name, "adapter_model.safetensors").exists() for name in ("half", "joined"))
+    assert Path("both/wiseft.json").exists()
     assert folder.loaded.keys() == merged.state_dict().keys()
     assert Path("out/wiseft.json").exists()
     assert Path("merged/wiseft.json").exists()
