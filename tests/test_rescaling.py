@@ -267,6 +267,20 @@ def test_dtypes_and_bytes():
     assert asked[f"{Q}.lora_B.weight"].dtype == asked[f"{Q}.lora_magnitude_vector"].dtype == torch.float16
 
 
+def test_magnitudes_are_those_of_the_factors_that_are_stored():
+    """B' is rounded first, and m' = h·‖W + s·B'·A‖ is of the rounded one: seen in bfloat16, where B' moves by 2^-9."""
+    draw = torch.Generator().manual_seed(3)
+    weight, second = torch.randn(64, 4, generator=draw) / 64, torch.rand(64, 1, generator=draw) + 1
+    first, magnitude = torch.ones(1, 4), torch.rand(64, generator=draw) + 1
+    factors = {"m.lora_A.weight": first, "m.lora_B.weight": second, "m.lora_magnitude_vector": magnitude}
+    config, base = {"lora_alpha": 1, "r": 1}, {"m.weight": weight}
+    found = rescale(factors, 0.3, config=config, base=base, output_dtype="bf16").tensors
+    share = 0.7 + 0.3 * magnitude.double() / (weight.double() + second.double() @ first.double()).norm(dim=1)
+    stored = found["base_model.model.m.lora_B.weight"].double()
+    wanted = share * (weight.double() + stored @ first.double()).norm(dim=1)
+    assert torch.equal(found["base_model.model.m.lora_magnitude_vector"], wanted.bfloat16())
+
+
 def test_twice_is_once_with_the_product():
     """Rescaled by x and then by y is rescaled by x·y: W + y·(x·D); for DoRA too, in float64."""
     for dora in (False, True):
