@@ -5,6 +5,7 @@ A new family passes by an entry in `SAMPLES`: the layouts and a maker of the fac
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -127,11 +128,43 @@ def check_record(family: Family) -> None:
         assert change.measure is None or change.tuned is not None
         assert {axis for axes in change.factors.values() for axis in axes.split()} <= {"out", "in", "rank", "row"}
         check_docstring(change)
+        for alpha in (0.0, 0.3, 0.5, 1.0, -0.7, 1.6):
+            check_closed(change, alpha)
+
+
+def check_closed(change: Change, alpha: float) -> None:
+    """Where the record says that the change is closed, changed factors give the interpolated value, to 1e-12."""
+    assert change.rescaled is None or change.value is None
+    draw, sizes = torch.Generator().manual_seed(5), {"out": 6, "in": 5, "rank": 3, "row": 6}
+    factors = {
+        role: torch.randn([sizes[axis] for axis in axes.split()], generator=draw, dtype=torch.float64)
+        for role, axes in change.factors.items()
+    }
+    shape = change.delta(factors).shape if change.delta else (6, 5)
+    weight, before = torch.randn(shape, generator=draw, dtype=torch.float64), copy.deepcopy(factors)
+
+    def tuned(parts: Mapping[str, Tensor]) -> Tensor:
+        return weight + 1.5 * change.delta(parts) if change.delta else change.tuned(weight, parts, 1.5, None)
+
+    wanted = (1 - alpha) * weight + alpha * tuned(factors)
+    if change.value is not None:
+        changed = {change.value: wanted}
+    elif change.rescaled is not None:
+        changed = change.rescaled(factors, alpha, lambda parts: change.measure(weight, factors | parts, 1.5))
+    else:
+        return
+    assert {role: part.shape for role, part in changed.items()}.items() <= {
+        r: f.shape for r, f in factors.items()
+    }.items()
+    assert torch.allclose(tuned(factors | changed), wanted, rtol=1e-12, atol=1e-12)
+    assert all(same_bits(before[role], factors[role]) for role in factors)
 
 
 def check_docstring(change: Change) -> None:
-    """Formula, shapes, exactness and source, with every role named."""
+    """Formula, shapes, exactness and source, with every role named, and a word on whether the change is closed."""
     text = (change.delta or change.tuned).__doc__ or ""
+    closed = change.rescaled is not None or change.value is not None
+    assert ("Closed:" in text, "Not closed:" in text) == (closed, not closed)
     for word in ("Shapes:", "Exactness:", "Source:", "Returns"):
         assert word in text, word
     assert re.search(r"\n\n {8}\S", text), "a formula, indented, after the first line"

@@ -158,8 +158,8 @@ def _implied(adapter: Source, parsed: Mapping[str, PeftKey]) -> Source:
     """
     sites, specs = collect(parsed), adapter.specs
     low = [site for site in sites if ADDED.issuperset(site.factors)]
-    whole = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
-    same = {name: key for name, key in whole.items() if not specs[key].is_float}
+    values = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
+    same = {name: key for name, key in values.items() if not specs[key].is_float}
     needy = [site.target for site in sites if not ADDED.issuperset(site.factors) and site.target not in same]
     if needy:
         raise ConfigError(

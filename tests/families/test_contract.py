@@ -83,3 +83,18 @@ def test_the_contract_can_be_broken():
     with pytest.raises(AssertionError):
         contract.check_record(families["lora"])
     assert torch.equal(broken.value(0.0), broken.weight)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_false_claim_to_be_closed_is_found_out(name):
+    """Meta: alpha folded into B alone is right for LoRA, and wrong for DoRA; doubled it is wrong for both."""
+    change = FAMILIES[name].parameters["weight"]
+    scaled = change._replace(rescaled=lambda factors, alpha, total: {"B": factors["B"] * alpha})
+    twice = change._replace(rescaled=lambda factors, alpha, total: {"B": factors["B"] * (2 * alpha)})
+    with pytest.raises(AssertionError):
+        contract.check_closed(twice, 0.5)
+    if name == "lora":
+        contract.check_closed(scaled, 0.5)
+    else:
+        with pytest.raises(AssertionError):
+            contract.check_closed(scaled, 0.5)

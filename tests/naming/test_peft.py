@@ -8,7 +8,7 @@ from peft import LoraConfig, TrainableTokensConfig, get_peft_model, get_peft_mod
 from torch import nn
 
 from wiseft_core.errors import AmbiguousName, BindingError
-from wiseft_core.naming.peft import PeftKey, format_key, parse_key, parse_keys
+from wiseft_core.naming.peft import PeftKey, format_key, parse_key, parse_keys, saved_keys
 
 ROLES = {
     "A": "lora_A.weight",
@@ -189,3 +189,19 @@ def test_two_keys_for_one_tensor_are_refused(first, second):
         parse_keys([first, second])
     assert first in caught.value.got
     assert second in caught.value.got
+
+
+def test_saved_keys_are_those_of_peft():
+    """Saved, bare and live names come out as saved; counters go along, copies that were not trained do not."""
+    expected = {
+        "q.lora_A.default.weight": "base_model.model.q.lora_A.weight",
+        "base_model.model.q.lora_magnitude_vector.default.weight": "base_model.model.q.lora_magnitude_vector",
+        "_orig_mod.q.base_layer.bias": "base_model.model.q.base_layer.bias",
+        "e.token_adapter.trainable_tokens_delta.default": "base_model.model.e.token_adapter.trainable_tokens_delta",
+        "n.modules_to_save.default.weight": "base_model.model.n.weight",
+        "n.modules_to_save.default.num_batches_tracked": "base_model.model.n.num_batches_tracked",
+    }
+    copies = ["n.original_module.weight", "n.original_module.num_batches_tracked", "n.bias", "n.modules_to_save.bias"]
+    found = saved_keys(parse_keys([*expected, *copies, "e.token_adapter.trainable_tokens_original.default"]))
+    assert found == expected | {"n.bias": "base_model.model.n.bias"}
+    assert saved_keys(parse_keys(found.values())) == {key: key for key in found.values()}

@@ -64,23 +64,25 @@ def rescaled(factors: Factors, alpha: float, total: Total) -> Factors:
 
         g = m / ‖V‖        h = (1 - alpha) + alpha·g        B' = diag(alpha·g / h)·B        m' = h·‖W + s·B'·A‖
 
-    because (1 - alpha)·W + alpha·g·V = h·(W + s·B'·A), whose norm is |m'|. h < 0 is allowed, and makes m' negative.
+    because (1 - alpha)·W + alpha·g·V = h·(W + s·B'·A), whose norm is |m'|. h < 0 is allowed, and makes m' negative. At
+    alpha = 1 it is h = g, and the factors stay, those with m = 0 too.
 
     Shapes:
         As for `tuned`.
     Raises:
-        NotFinite: h is zero, so that W has no part in the row, or ‖V‖ or ‖W + s·B'·A‖ is zero or not finite.
+        NotFinite: h is zero at another alpha, so that W has no part in the row; or ‖V‖ or ‖W + s·B'·A‖ is zero or not
+            finite.
     """
     gain = factors["magnitude"] / _norm(total({}))
     share = (1 - alpha) + alpha * gain
-    if not bool((share != 0).all()):
+    if alpha != 1 and not bool((share != 0).all()):
         raise NotFinite(
             f"at alpha {alpha:g} the base has no part in a row, and no DoRA is the interpolated weight",
             expected="(1 - alpha) + alpha·magnitude/‖W + s·B·A‖ other than zero in every row",
             got="zero in some",
             hint="choose an alpha beside this one, or interpolate the whole model instead",
         )
-    scaled = factors["B"] * (alpha * gain / share).unsqueeze(1)
+    scaled = factors["B"] if alpha == 1 else factors["B"] * (alpha * gain / share).unsqueeze(1)
     return {"B": scaled, "magnitude": share * _norm(total({"B": scaled}))}
 
 

@@ -1,0 +1,65 @@
+"""The verb `rescale`: what it writes, what it says, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import wiseft_core
+from wiseft_core.cli import main
+
+
+def words(model, *more, alpha="0.5"):
+    """A `rescale` command line."""
+    return ["rescale", str(model.adapter), str(model.out), "--alpha", alpha, *more]
+
+
+@pytest.mark.parametrize("based", [False, True])
+def test_it_folds_alpha_into_b(model, capsys, based):
+    """B is multiplied, A and the config stay; what is said leads to a command that checks it."""
+    assert main(words(model, *(["--base", str(model.base)] if based else []))) == 0
+    said = capsys.readouterr()
+    assert "alpha    0.5" in said.out and "for 2 of the base" in said.out and said.err == ""
+    given, found = (load_file(folder / "adapter_model.safetensors") for folder in (model.adapter, model.out))
+    assert given.keys() == found.keys()
+    for key, tensor in found.items():
+        assert torch.equal(tensor, given[key] * (0.5 if "lora_B" in key else 1))
+    command = shlex.split(said.out.splitlines()[-1])
+    assert command[:2] == ["wiseft", "verify"] and ("--base" in command) == based
+    assert main(command[1:]) == 0
+
+
+def test_json_is_one_report(model, capsys):
+    """With --json a report on stdout, an error too; with --quiet nothing."""
+    assert main(words(model, "--json", "--no-sync")) == 0
+    schemas = Path(wiseft_core.__file__).parent / "schemas"
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    jsonschema.validate(report, json.loads((schemas / "report.schema.json").read_text()))
+    assert report["touched"] == 2 and said.err == ""
+    assert main(words(model, "--json")) == 3
+    jsonschema.validate(json.loads(capsys.readouterr().out), json.loads((schemas / "error.schema.json").read_text()))
+    model = type(model)(model.base, model.adapter, model.out.with_name("other"))
+    assert main(words(model, "--quiet")) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_refusals(model, capsys):
+    """Alpha beyond the tuned model, tensors that need the base, and a full checkpoint; nothing is written."""
+    assert main(words(model, alpha="1.5")) == 3
+    assert main(words(model, "--extrapolate", "--json", alpha="1.5")) == 0
+    model = type(model)(model.base, model.adapter, model.out.with_name("other"))
+    model.edit_adapter(base_model__model__model__norm__weight=torch.ones(4))
+    capsys.readouterr()
+    assert main(words(model)) == 3
+    said = capsys.readouterr().err
+    assert "model.norm.weight" in said and "--base" in said and len(said.splitlines()) == 4
+    assert main(["rescale", str(model.base), str(model.out), "--alpha", "0.5"]) == 3
+    assert not model.out.exists()
+    assert main(words(model, "--base", str(model.base))) == 0
