@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import resource
 import shlex
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 import torch
 from faults import seam
+from faults import test_oplog as oplog
 from folders import low_rank, tree, write_adapter, write_base
 
 from wiseft_core import bound, errors, save_sweep, sweep, sweeping
@@ -138,6 +141,53 @@ def test_a_kill_at_every_operation_of_keep_best(tiny):
         else:
             shutil.rmtree(tiny.shell, ignore_errors=True)
         shutil.rmtree(tiny.out)
+
+
+class Recorder(oplog.Recorder):
+    """A log of the least operations alone, on a disk that cannot clone."""
+
+    def clone(self, source, target, path):
+        return False
+
+    def remove(self, path):
+        Files.remove(self, path)
+
+
+@pytest.mark.parametrize("keep", ["all", "best"])
+def test_power_loss_leaves_nothing_or_all(tiny, keep):
+    """After every prefix of a synced run what was not synced is lost: no output, or all and a whole record."""
+    (tiny.out.parent / "run").mkdir()
+    place = seam.Place(tiny.base, tiny.adapter, tiny.out.parent / "run" / "out")
+    recorder = Recorder(place.out.parent)
+    save(place, recorder, evaluate=alpha_of, keep=keep, resume=keep == "all")
+    whole, records = tree(place.out), set()
+    for length, state in oplog.every_state(recorder.log, random.Random(keep)):
+        left = oplog.out_of(state)
+        assert left is None or without_record(left) == without_record(whole), (length, recorder.log[:length][-1:])
+        if left is not None:
+            records.add(str([one["metrics"] for one in json.loads(left["sweep.json"])["outputs"]]))
+    done = ["None", "{'acc': 0.0}", "{'acc': 0.5}"]
+    steps = [(done[0], done[0]), (done[1], done[0]), (done[1], done[2])]
+    assert records == {f"[{one}, {two}]" for one, two in steps[0 if keep == "all" else 2 :]}
+
+
+@pytest.mark.parametrize("keep", ["all", "best"])
+def test_a_signal_ends_the_evaluation(place, tmp_path, keep):
+    """SIGTERM to the command while it evaluates: exit code 143, the child gone; the best is not known, so not kept."""
+    seen = tmp_path / "pid"
+    code = f"import os, time; open({str(seen)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(100)"
+    asked = ["--eval", shlex.join([sys.executable, "-I", "-S", "-c", code, "{model}"]), "--metric", "acc:max"]
+    args = ["sweep", str(place.base), str(place.adapter), str(place.out), "--alpha", "0:1:0.5", "--keep", keep]
+    child = seam.fork(lambda: main([*args, *asked, "--quiet"]))
+    while not (seen.exists() and seen.read_text().endswith(".")):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert seam.ended(child) == 143
+    with pytest.raises(ProcessLookupError):
+        for _ in range(500):
+            os.kill(int(seen.read_text()[:-1]), 0)
+            time.sleep(0.01)
+    assert place.out.exists() == (keep == "all") and place.beside() == []
 
 
 def stopped(place, ahead_of, number=1, **options):
