@@ -106,7 +106,7 @@ class Judge:
         if isinstance(self.evaluate, str):
             parse_command(self.evaluate)
         if self.plot is not None:
-            inside = self.plot.parent.absolute() == out.absolute()
+            inside = self.plot.parent.resolve() == out.resolve()  # a folder that is still to be made
             check_plot(out.absolute().parent / self.plot.name if inside else self.plot)
 
     @property

@@ -54,7 +54,14 @@ class ShardWriter:
 
     @classmethod
     def again(cls, path: Path, header: Header, files: Files, names: Collection[str]) -> Self:
-        """A file that is whole, to write some of its tensors again; until `finish` it is no sound one."""
+        """A file that is whole, to write some of its tensors again. Its header stands: it must not be published meanwhile.
+
+        Args:
+            path: Where it is.
+            header: Its header.
+            files: The seam to write through.
+            names: The tensors to write again; the others keep their bytes.
+        """
         writer = cls.__new__(cls)
         writer._begin(path, header, files, names)
         return writer
