@@ -299,7 +299,7 @@ def test_the_record_is_the_same_everywhere(place, tmp_path, keep):
     for folder in (tmp_path / "here", tmp_path / "some" / "where"):
         folder.mkdir(parents=True)
         views = sweep(*place, [0, 0.3, 1])
-        picture = folder / "out" / "curve.svg"
+        picture = folder / ".." / folder.name / "out" / "curve.svg"
         save_sweep(views, folder / "out", evaluate=evaluate, metrics=[ACC], keep=keep, plot=picture)
         assert os.listdir(folder) == ["out"] and record_of(folder / "out")["best"] == "0.3"
         trees.append(tree(folder / "out"))

@@ -137,7 +137,11 @@ class _Work:
         """Make it a whole output with its manifest, without what an evaluation left in it; the size of each file."""
         files, sync = self._run.files, self._run.sync
         writers = [ShardWriter.again(self.folder / one.name, one.header, files, ()) for one in self._job.shards]
-        written = {writer.path.name: (writer.header.size, writer.finish(sync)) for writer in writers}
+        try:
+            written = {writer.path.name: (writer.header.size, writer.finish(sync)) for writer in writers}
+        finally:
+            for writer in writers:
+                writer.abort()
         with self._job.watched():
             written |= self._write_beside()
         manifest = manifest_of(self._job.views[self._now], written, files, synced=sync)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import random
@@ -141,6 +142,40 @@ def test_a_kill_at_every_operation_of_keep_best(tiny):
         else:
             shutil.rmtree(tiny.shell, ignore_errors=True)
         shutil.rmtree(tiny.out)
+
+
+@pytest.mark.parametrize("keep", ["all", "best"])
+def test_a_failing_call(tiny, keep):
+    """Whichever operation fails: no output or a whole one, no leftovers, and every descriptor is given back."""
+    log, options = [], {"evaluate": alpha_of, "keep": keep, "resume": False}
+    whole = undisturbed(tiny, evaluate=alpha_of, keep=keep)
+    save(tiny, seam.Unsynced(lambda number, name, arguments: log.append(name)), **options)
+    shutil.rmtree(tiny.out)
+    ends = []
+    for number in [number for number, name in enumerate(log, 1) if name not in ("close", "clone")]:
+
+        def before(count, name, arguments, number=number):
+            if count == number:
+                raise errors.Fault("a disk")
+
+        descriptors = len(os.listdir("/proc/self/fd"))
+        try:
+            save(tiny, seam.Unsynced(before), **options)
+        except errors.Fault:
+            ends.append((log[number - 1], tiny.out.exists()))
+            assert tiny.beside() == [], (number, log[number - 1])
+        else:  # it was to remove what is left beside an output
+            assert tiny.left() == whole
+        if len(os.listdir("/proc/self/fd")) != descriptors:
+            gc.collect()  # slow; the views' files are closed with their last reference
+        assert len(os.listdir("/proc/self/fd")) == descriptors, (number, log[number - 1])
+        left = tiny.left() or whole
+        assert without_record(left) == without_record(whole) and ".sweep.json.part" not in left
+        shutil.rmtree(tiny.out, ignore_errors=True)
+        shutil.rmtree(tiny.shell, ignore_errors=True)
+    assert len(ends) > 100
+    published = {name for name, there in ends if there}
+    assert {"create", "write_at", "fsync", "rename"} <= published if keep == "all" else not published
 
 
 class Recorder(oplog.Recorder):

@@ -54,7 +54,7 @@ class ShardWriter:
 
     @classmethod
     def again(cls, path: Path, header: Header, files: Files, names: Collection[str]) -> Self:
-        """A file that is whole, to write some of its tensors again. Its header stands: it must not be published meanwhile.
+        """A file that is whole, to write some of its tensors again: not to be published meanwhile, its header stands.
 
         Args:
             path: Where it is.
