@@ -154,7 +154,7 @@ def test_stderr_reaches_the_user():
         (b'{"accuracy": 1, "loss": 2}', ["'acc'", "the nearest: accuracy"]),
         (b'{"zzz": 1}', ["'acc'", "it has zzz"]), (b"{}", ["'acc'", "no names"]),
         (b'{"acc": "0.5"}', ["not a finite number", '"0.5"']), (b'{"acc": true}', ["true"]),
-        (b'{"acc": null}', ["null"]), (b'{"acc": [1]}', ["[1]"]), (b'{"acc": 1e999}', ["Infinity"]),
+        (b'{"acc": null}', ["null"]), (b'{"acc": [1]}', ["[1]"]), (b'{"acc": 1e999}', ["got       inf"]),
         (b"1e999", ["acc"]),
         (b'{"\x1b[31m": 1}', ["\\x1b"]),
     ],

@@ -2,7 +2,8 @@
 
 import fnmatch
 import math
-from decimal import Decimal
+import time
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseft_core.errors import BadAlpha, ConfigError, UnusedPattern
-from wiseft_core.schedules import canonical, check_alpha, resolve
+from wiseft_core.schedules import canonical, check_alpha, resolve, spread
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.lists(st.text("ab.", min_size=1, max_size=5), min_size=1, max_size=5, unique=True)
@@ -204,3 +205,55 @@ def test_extrapolation_reaches_every_form():
         assert resolve(alpha, ["a"], extrapolate=True) == {"a": 1.5}
         with pytest.raises(BadAlpha):
             resolve(alpha, ["a"])
+
+
+@given(st.integers(-(10**20), 10**20), st.integers(-(10**6), 10**6).filter(bool), st.integers(0, 999), st.data())
+def test_spread_counts_in_decimal(start, step, count, data):
+    """START, START + STEP, ... as whole numbers of the last place say it, up to STOP."""
+    places = data.draw(st.integers(0, 25))
+    stop = start + count * step + data.draw(st.integers(0, abs(step) - 1)) * (1 if step > 0 else -1)
+    text = ":".join(f"{number}e-{places}" for number in (start, stop, step))
+    wanted = tuple((start + at * step) / 10**places for at in range(count + 1))
+    with localcontext() as context:
+        context.prec = 2  # whatever the user's decimals are
+        assert spread(text) == wanted
+
+
+@given(finite)
+def test_spread_of_one_number_is_that_number(alpha):
+    """Without a colon there is one, as Python reads it; a spread of no length has its start alone."""
+    assert spread(repr(alpha)) == (alpha,)
+    if alpha == 0 or 1e-300 < abs(alpha) < 1e300:
+        assert spread(f"{alpha!r}:{alpha!r}:1") == (alpha,)
+
+
+def test_spread_as_it_is_meant():
+    """The ends are there where they are reached, and the numbers are those that a user would type."""
+    assert spread("0:1:0.1") == (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+    assert spread("0:1:0.3") == (0, 0.3, 0.6, 0.9)
+    assert spread("1:-0.5:-.5") == (1, 0.5, 0, -0.5)
+    assert len(spread("0:999:1")) == 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "0:1", "0:1:", "::", "0:1:0.5:2", "0:1:0", "0:0:0", "0:1:nan", "nan:1:1", "0:inf:1", "0:1:inf",
+     "-inf:inf:inf", "0:1e999999999:1", "1e-999999999:1:1", "0:1:1e-999999999", "0:1e999999999999999999999:1",
+     "0:1e400:1e399"],
+)  # fmt: skip
+def test_spread_of_what_is_no_number_is_a_value_error(text):
+    """A number that cannot be read or meant, a step of zero: told at once, whatever the exponents."""
+    begun = time.monotonic()
+    with pytest.raises(ValueError) as caught:
+        spread(text)
+    assert type(caught.value) is ValueError
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize(("text", "got"), [("0:1:-1", "way"), ("1:0:0.5", "way"), ("0:1000:1", "more"),
+                                            ("0:1:1e-300", "more"), ("-1e300:1e300:1e-300", "more")])  # fmt: skip
+def test_spread_that_leads_nowhere_or_too_far_is_refused(text, got):
+    """A step away from STOP, or more than a thousand numbers: four lines that name the text."""
+    with pytest.raises(ConfigError) as caught:
+        spread(text)
+    assert text in caught.value.where and got in caught.value.got and caught.value.expected and caught.value.hint

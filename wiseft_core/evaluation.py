@@ -12,6 +12,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
 
@@ -126,15 +127,15 @@ def run_evaluation(
     Raises:
         EvaluationFailed: The command cannot be run, fails, or does not report every metric as a finite number.
     """
-    folder = str(model.absolute())
+    folder = model.absolute()
     try:
-        return _read(_last_words([word.replace(MODEL, folder) for word in argv], stderr), metrics)
+        return _read(_last_words([word.replace(MODEL, str(folder)) for word in argv], stderr), metrics)
     except _Failed as failed:
         problem, expected, got, *hint = failed.args
     raise EvaluationFailed(
         f"evaluation of {model.name} — {problem}",
         expected=expected,
-        got=show(got.replace(folder, MODEL), limit=500),  # the same words wherever the output lies
+        got=_shown(got, folder),
         hint=hint[0] if hint else f"run it by hand: {shlex.join(argv).replace(shlex.quote(MODEL), MODEL)}",
     )
 
@@ -146,10 +147,11 @@ def call_evaluation(function: Function, model: Path, metrics: Sequence[Metric]) 
         EvaluationFailed: It raises anything, or does not give every metric as a finite number.
     """
     where, wanted = f"evaluation of {model.name}", f"a mapping with {', '.join(metric.name for metric in metrics)}"
+    folder = model.absolute()
     try:
-        value = function(model.absolute())
+        value = function(folder)
     except Exception as error:
-        got = f"{type(error).__name__}: {error}"
+        got = _shown(f"{type(error).__name__}: {error}", folder)
         raise EvaluationFailed(where, expected=wanted, got=got, hint="see the exception that caused this") from error
     try:
         given = value if isinstance(value, Mapping) else {metric.name: value for metric in metrics[:1]}
@@ -157,7 +159,12 @@ def call_evaluation(function: Function, model: Path, metrics: Sequence[Metric]) 
     except _Failed as failed:
         problem, expected, got, *hint = failed.args
     hint = hint or ["return numbers, by the names of the metrics"]
-    raise EvaluationFailed(f"{where} — {problem}", expected=expected, got=show(got), hint=hint[0])
+    raise EvaluationFailed(f"{where} — {problem}", expected=expected, got=_shown(got, folder), hint=hint[0])
+
+
+def _shown(text: str, folder: Path) -> str:
+    """What an evaluation said, in the same words wherever the output lies."""
+    return show(text.replace(str(folder), MODEL), limit=500)
 
 
 def best(evaluations: Sequence[Evaluation], metric: Metric) -> Evaluation | None:
@@ -261,12 +268,12 @@ def _chosen(value: Mapping[str, object], metrics: Sequence[Metric], wanted: str)
             raise _Failed(f"no metric {name!r}", wanted, f"{len(value)} other names", hint)
         if not math.isfinite(numbers.get(name, math.nan)):
             raise _Failed(f"metric {name!r} is not a finite number", wanted, f"{value[name]}")
-    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+    return {name: number for name, number in numbers.items() if isinstance(name, str) and math.isfinite(number)}
 
 
 def _number(value: object) -> float | None:
     """`value` as a float, infinite if it is too large; None if it is no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):  # numpy's numbers are Real too
         return None
     try:
         return float(value)

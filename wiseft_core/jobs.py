@@ -6,7 +6,8 @@ Verb floor, below `offline`: from specs and folders alone. Outputs at several al
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from wiseft_core import dtypes
 from wiseft_core.bound import Bound
-from wiseft_core.errors import ConfigError, listed
+from wiseft_core.errors import CheckpointError, ConfigError, NotFinite, listed
 from wiseft_core.record import sources
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike, Memory, Source, as_source
@@ -59,6 +60,25 @@ class Job:
     def inputs(self) -> list[Checkpoint]:
         """Every checkpoint on disk that is read from."""
         return [*sources(self.view), *([] if self.like is None else [self.like])]
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Refuse inputs that have changed by the end; one that fails to be read, or is not finite, may have changed.
+
+        Raises:
+            InputChanged: An input is not what it was when it was opened.
+        """
+        try:
+            yield
+        except (CheckpointError, NotFinite):
+            self._check_unchanged()
+            raise
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        """Do nothing where every input is as it was when it was opened."""
+        for source in self.inputs():
+            source.check_unchanged()
 
     def file_like(self, shard: Shard) -> TensorFile | None:
         """The base's file that a shard is a copy of in every output, header and all."""

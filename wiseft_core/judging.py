@@ -6,12 +6,13 @@ Verb floor, below `sweeping`. Outputs are folders here; how they are made is not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from wiseft_core.curve import check_plot, render_curve
-from wiseft_core.errors import ConfigError, EvaluationFailed
+from wiseft_core.errors import ConfigError, EvaluationFailed, WiseftError
 from wiseft_core.evaluation import (
     Evaluation,
     Function,
@@ -105,7 +106,7 @@ class Judge:
         if isinstance(self.evaluate, str):
             parse_command(self.evaluate)
         if self.plot is not None:
-            inside = self.plot.parent.absolute() == out.absolute()
+            inside = self.plot.parent.resolve() == out.resolve()  # a folder that is still to be made
             check_plot(out.absolute().parent / self.plot.name if inside else self.plot)
 
     @property
@@ -154,10 +155,15 @@ class Judge:
         if self.command is None or record.get("eval") != self.command or record.get("metrics") != asked:
             return {}
         return {
-            str(one["alpha"]): Evaluation(str(one["alpha"]), str(one["folder"]), metrics)
-            for one in outputs
-            if isinstance(metrics := one.get("metrics"), Mapping)
+            alpha: Evaluation(alpha, f"alpha-{alpha}", metrics)
+            for alpha, one in zip(alphas, outputs, strict=True)
+            if isinstance(metrics := one.get("metrics"), Mapping) and self._has_all(metrics)
         }
+
+    def _has_all(self, metrics: Mapping[str, object]) -> bool:
+        """Whether these are numbers, and those asked for are among them: the file may have been edited."""
+        numbers = all(isinstance(value, int | float) for value in metrics.values())
+        return numbers and all(metric.name in metrics for metric in self.metrics)
 
 
 def _list(value: object) -> list[object]:
@@ -168,8 +174,13 @@ def _list(value: object) -> list[object]:
 def _replace(path: Path, data: bytes, files: Files, sync: bool) -> None:
     """Put `data` at `path` at once: what was there before stays whole until then."""
     part = path.with_name(f".{path.name}.part")
-    files.remove(part)
-    write_file(part, data, files, sync)
-    files.rename(part, path)
+    files.remove(part)  # what a run left that was killed
+    try:
+        write_file(part, data, files, sync)
+        files.rename(part, path)
+    except BaseException:
+        with suppress(WiseftError, OSError):
+            files.remove(part)
+        raise
     if sync:
         files.fsync_folder(path.parent)

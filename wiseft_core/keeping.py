@@ -5,12 +5,12 @@ Verb floor, below `sweeping`. Only what tuning touches is written again; the bes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
 from wiseft_core.errors import CheckpointError, EvaluationFailed
-from wiseft_core.evaluation import best
+from wiseft_core.evaluation import Evaluation, best
 from wiseft_core.jobs import Job, report_of
 from wiseft_core.judging import Judge, SweepReport
 from wiseft_core.offline import Run, run_tasks, staging_for, write_beside
@@ -36,7 +36,7 @@ def keep_best(job: Job, out: Path, run: Run, judge: Judge) -> SweepReport:
         CheckpointError: The evaluation changed the weights of the output that it was to read.
         InputChanged: An input changed meanwhile.
     """
-    evaluations = []
+    evaluations = list[Evaluation]()
     with staging_for(job, out, run, resume=False) as staging:
         work = _Work(job, staging, run)
         for folder in job.views:
@@ -63,7 +63,7 @@ class _Work:
     def __init__(self, job: Job, staging: Staging, run: Run) -> None:
         self._job, self._staging, self._run = job, staging, run
         self._now = ""
-        self._seen: Mapping[str, tuple[int, int]] = {}
+        self._seen: Mapping[str, tuple[int, ...]] = {}
 
     @property
     def folder(self) -> Path:
@@ -71,7 +71,7 @@ class _Work:
         return self._staging.folder / self._now
 
     def become(self, folder: str) -> None:
-        """Make it the output of another folder: all of it at first, then the touched tensors only."""
+        """Make it the output of another folder: all weights at first, then the touched tensors only."""
         if folder == self._now:
             return
         place, files, view = self._staging.folder / folder, self._run.files, self._job.views[folder]
@@ -87,11 +87,9 @@ class _Work:
             for shard in self._job.shards
             if touched is None or not touched.isdisjoint(shard.header.specs)
         ]
-        self._fill(targets, ShardWriter.pause, touched)
-        if touched is None:
-            write_beside(self._job, place, self._run)
-        for source in self._job.inputs():
-            source.check_unchanged()
+        with self._job.watched():
+            self._fill(targets, touched)
+            self._write_beside()
         self._seen = self._look()
 
     def _open(self, shard: Shard, touched: Set[str] | None) -> ShardWriter:
@@ -100,15 +98,21 @@ class _Work:
             return ShardWriter(self.folder / shard.name, shard.header, self._run.files)
         return ShardWriter.again(self.folder / shard.name, shard.header, self._run.files, touched)
 
-    def _fill(
-        self, targets: list[list[Target]], finish: Callable[[ShardWriter], None], touched: Set[str] | None
-    ) -> None:
+    def _fill(self, targets: list[list[Target]], touched: Set[str] | None) -> None:
         """Run the tasks; whatever happens, no descriptor stays open."""
         try:
-            run_tasks(targets, finish, self._run, touched)
+            run_tasks(targets, ShardWriter.pause, self._run, touched)
         finally:
             for (target,) in targets:
                 target.writer.abort()
+
+    def _write_beside(self) -> dict[str, tuple[int, str]]:
+        """Put the files beside the weights there, and nothing else: an evaluation may have left or changed some."""
+        files, shards = self._run.files, {shard.name for shard in self._job.shards}
+        for entry in files.list_folder(self.folder):
+            if entry not in shards:
+                files.remove(self.folder / entry)
+        return write_beside(self._job, self.folder, self._run)
 
     def check(self) -> None:
         """Refuse to go on where somebody else has written to the weights."""
@@ -116,29 +120,30 @@ class _Work:
             raise CheckpointError(
                 f"{self.folder} — its weights were changed while it was evaluated",
                 expected="an evaluation that reads the folder it is given, and writes elsewhere",
-                got="another size or time of a shard",
+                got="a shard with another size, time or inode",
                 hint="let the command write its results to a folder of its own",
             )
 
-    def _look(self) -> dict[str, tuple[int, int]]:
-        """Size and time of each shard."""
+    def _look(self) -> dict[str, tuple[int, ...]]:
+        """Inode, size and times of each shard."""
         seen = {shard.name: self._run.files.status(self.folder / shard.name) for shard in self._job.shards}
-        return {name: (one.st_size, one.st_mtime_ns) for name, one in seen.items() if one is not None}
+        return {
+            name: (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns)
+            for name, one in seen.items()
+            if one is not None
+        }
 
     def finish(self) -> dict[str, int]:
         """Make it a whole output with its manifest, without what an evaluation left in it; the size of each file."""
         files, sync = self._run.files, self._run.sync
-        shards = {shard.name: shard for shard in self._job.shards}
-        for entry in files.list_folder(self.folder):
-            if entry not in shards:
-                files.remove(self.folder / entry)
-        written = {
-            name: (shard.header.size, ShardWriter.again(self.folder / name, shard.header, files, ()).finish(sync))
-            for name, shard in shards.items()
-        }
-        written |= write_beside(self._job, self.folder, self._run)
-        for source in self._job.inputs():
-            source.check_unchanged()
+        writers = [ShardWriter.again(self.folder / one.name, one.header, files, ()) for one in self._job.shards]
+        try:
+            written = {writer.path.name: (writer.header.size, writer.finish(sync)) for writer in writers}
+        finally:
+            for writer in writers:
+                writer.abort()
+        with self._job.watched():
+            written |= self._write_beside()
         manifest = manifest_of(self._job.views[self._now], written, files, synced=sync)
         write_file(self.folder / MANIFEST, manifest, files, sync)
         return {name: size for name, (size, _) in written.items()}

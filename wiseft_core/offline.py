@@ -133,10 +133,9 @@ def _check_same(job: Job, folder: str, out: Path, there: Manifest, run: Run) -> 
     if beside != {entry.file: entry.blake3 for entry in there.outputs if entry.file not in shards}:
         raise other_job(out / folder, "other files, or other content of a file beside the weights")
     try:
-        compare(job.shards, out / folder, job.views[folder], run.files, run.threads, run.progress)
+        with job.watched():
+            compare(job.shards, out / folder, job.views[folder], run.files, run.threads, run.progress)
     except (CheckpointError, NotFinite) as error:
-        for source in job.inputs():
-            source.check_unchanged()
         raise other_job(out / folder, f"{error.where}: {error.got}") from error
 
 
@@ -146,7 +145,9 @@ def staging_for(job: Job, out: Path, run: Run, *, resume: bool) -> Staging:
     identity = None
     if resume:
         headers = [shard.header.raw for shard in job.shards]
-        identity = b"".join(job_of(view, headers, run.files, synced=run.sync) for view in job.views.values())
+        identity = b"".join(
+            folder.encode() + job_of(view, headers, run.files, synced=run.sync) for folder, view in job.views.items()
+        )
     return Staging(out, run.files, sync=run.sync, inputs=overlap, job=identity)
 
 
@@ -157,16 +158,11 @@ def write_outputs(job: Job, staging: Staging, run: Run) -> dict[str, Written]:
         InputChanged: An input changed while it was read.
         WiseftError: As for `save_checkpoint`.
     """
-    try:
+    with job.watched():
         digests = _write_shards(job, staging, run)
-    except (CheckpointError, NotFinite):
-        for source in job.inputs():  # what ends early or is not finite now, and was not when planned, has changed
-            source.check_unchanged()
-        raise
-    written: dict[str, Written] = {}
-    written |= {folder: digests[folder] | write_beside(job, staging.folder / folder, run) for folder in job.views}
-    for source in job.inputs():
-        source.check_unchanged()
+        written: dict[str, Written] = {
+            folder: digests[folder] | write_beside(job, staging.folder / folder, run) for folder in job.views
+        }
     for folder, view in job.views.items():
         manifest = manifest_of(view, written[folder], run.files, synced=run.sync)
         write_file(staging.folder / folder / MANIFEST, manifest, run.files, run.sync)

@@ -96,7 +96,7 @@ def save_sweep(
     if keep == "best":
         return keep_best(job, out, run, judge)
     known: Mapping[str, Evaluation] = {}
-    alphas = [_number(view) for view in views]
+    alphas = [_decimal(view) for view in views]
     if is_finished(job, out, run, resume=resume):
         known = judge.remembered(out, alphas, run.files)
         reports = [report_of(job, out / folder, {}, "this output is finished already") for folder in folders]
@@ -137,7 +137,7 @@ def _folders(views: Sequence[StateDict]) -> dict[str, StateDict]:
             got=f"{len(views)} views" + (" over different bindings" if views else ""),
             hint="call sweep(base, adapter, alphas), or view.at(alpha) for each",
         )
-    alphas = [_number(view) for view in views]
+    alphas = [_decimal(view) for view in views]
     twice = [alpha for alpha, count in Counter(alphas).items() if count > 1]
     if twice:
         raise ConfigError(
@@ -149,7 +149,7 @@ def _folders(views: Sequence[StateDict]) -> dict[str, StateDict]:
     return {f"alpha-{alpha}": view for alpha, view in zip(alphas, views, strict=True)}
 
 
-def _number(view: StateDict) -> str:
+def _decimal(view: StateDict) -> str:
     """The canonical decimal that a view is known by: its alpha, or that of all tensors without one of their own."""
     alpha = view.given[0].get("*") if isinstance(view.given[0], Mapping) else view.given[0]
     if len(view.given) > 1 or callable(alpha) or alpha is None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from wiseft_core.errors import CheckpointError, Fault
 from wiseft_core.store.files import FILES, Files
+from wiseft_core.store.reader import TensorFile
 from wiseft_core.store.shards import split_shards
 from wiseft_core.store.writer import ShardWriter, copy_file, digest_file, write_file
 from wiseft_core.types import TensorSpec
@@ -161,6 +162,62 @@ def test_descriptors_are_given_back(tmp_path):
     with pytest.raises(CheckpointError), (tmp_path / "small").open("rb") as source:
         copy_file(source.fileno(), 2, tmp_path / "copy", files, sync=False)
     assert files.open_now == 0
+
+
+def test_a_file_that_is_written_again(tmp_path):
+    """Named tensors get other bytes, wholly and once; the rest stays, and cannot be written. A pause is no end."""
+    path, header = tmp_path / "x", header_of(SPECS)
+    writer = ShardWriter(path, header, FILES)
+    writer.write("w", 0, b"w" * 48)
+    writer.write("b", 0, b"b" * 10)
+    writer.pause()
+    assert path.read_bytes() == header.raw + b"w" * 48 + b"b" * 10
+    with pytest.raises(RuntimeError, match="closed"):
+        writer.write("w", 0, b"x")
+    again = ShardWriter.again(path, header, FILES, {"b"})
+    again.write("b", 0, b"c" * 9)
+    with pytest.raises(RuntimeError, match="'b': 1"):
+        again.pause()
+    again.write("b", 9, b"c")
+    digest = again.finish(sync=True)
+    assert path.read_bytes() == header.raw + b"w" * 48 + b"c" * 10
+    assert digest == blake3(path.read_bytes()).hexdigest()
+    other = ShardWriter.again(path, header, FILES, {"b"})
+    other.write("b", 0, b"d" * 10)
+    other.write("w", 0, b"d")
+    with pytest.raises(RuntimeError, match="'w': -1"):
+        other.finish(sync=False)
+    other.abort()
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_clone_is_whole_where_the_file_system_can(tmp_path, can):
+    """No space is reserved and no payload wanted then; otherwise it is a writer like any other."""
+    calls = []
+
+    class Cloning(Files):
+        def clone(self, source, target, path):
+            calls.append("clone")
+            if can:
+                os.pwrite(target, os.pread(source, 1000, 0), 0)
+            return can
+
+        def allocate(self, descriptor, size, path):
+            calls.append("allocate")
+            super().allocate(descriptor, size, path)
+
+    first = ShardWriter(tmp_path / "x", header_of(SPECS), FILES)
+    first.write("w", 0, b"w" * 48)
+    first.write("b", 0, b"b" * 10)
+    digest = first.finish(sync=False)
+    with TensorFile.open(tmp_path / "x") as same:
+        writer = ShardWriter(tmp_path / "y", same.header, Cloning(), same)
+    assert writer.is_whole == can and calls == (["clone"] if can else ["clone", "allocate"])
+    if not can:
+        writer.write("w", 0, b"w" * 48)
+        writer.write("b", 0, b"b" * 10)
+    assert writer.finish(sync=False) == digest
+    assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
 
 
 @pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 1])

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from fractions import Fraction
 from typing import Final
 
 from wiseft_core.errors import BadAlpha, ConfigError
 
 FIXED_EXPONENTS: Final = range(-6, 16)
 MOST: Final = 1000
+"""Numbers that one `spread` may give."""
+LARGEST_EXPONENT: Final = 300
+"""Beyond it exact arithmetic takes for ever, and no coefficient is meant."""
 
 
 def canonical(alpha: float) -> str:
@@ -86,7 +90,7 @@ def shown(value: object) -> str:
 def spread(text: str) -> tuple[float, ...]:
     """The coefficients that `text` spells: one number, or START:STOP:STEP with both ends where they are reached.
 
-        START + k·STEP for k = 0, 1, ... up to STOP, in decimal: "0:1:0.25" is 0, 0.25, 0.5, 0.75, 1
+        START + k·STEP for k = 0, 1, ... up to STOP, rounded once each: "0:1:0.1" is 0, 0.1, 0.2, 0.3, ..., 1
 
     Raises:
         ValueError: It is not a number, nor three.
@@ -95,9 +99,12 @@ def spread(text: str) -> tuple[float, ...]:
     if ":" not in text:
         return (float(text),)
     try:
-        start, stop, step = map(Decimal, text.split(":"))
+        numbers = [Decimal(number) for number in text.split(":")]
+        if any(abs(number.adjusted()) > LARGEST_EXPONENT for number in numbers):
+            raise OverflowError
+        start, stop, step = map(Fraction, numbers)
         count = (stop - start) / step + 1
-    except (ValueError, ArithmeticError):  # not three numbers, not finite ones, or a step of zero
+    except (ValueError, ArithmeticError):  # not three numbers, not finite ones, huge ones, or a step of zero
         raise ValueError(f"{text!r} is not START:STOP:STEP") from None
     if not 1 <= count < MOST + 1:
         raise ConfigError(

@@ -38,12 +38,12 @@ class ShardWriter:
         Fault: The operating system refuses, for want of space above all.
     """
 
+    _left: dict[str, int]
+    _descriptor: int | None
+
     def __init__(self, path: Path, header: Header, files: Files, same: TensorFile | None = None) -> None:
-        self.path, self.header, self._files = path, header, files
-        self._left = {name: spec.nbytes for name, spec in header.specs.items()}
-        self._lock = Lock()
-        self._descriptor: int | None = files.create(path)
-        self._ended = self.is_whole = False
+        self._begin(path, header, files, header.specs)
+        self._descriptor = files.create(path)
         try:
             if same is not None and files.clone(same.descriptor, self._descriptor, path):
                 self._left, self.is_whole = dict.fromkeys(self._left, 0), True
@@ -54,13 +54,24 @@ class ShardWriter:
 
     @classmethod
     def again(cls, path: Path, header: Header, files: Files, names: Collection[str]) -> Self:
-        """A file that is whole, to write some of its tensors again; until `finish` it is no sound one."""
+        """A file that is whole, to write some of its tensors again: not to be published meanwhile, its header stands.
+
+        Args:
+            path: Where it is.
+            header: Its header.
+            files: The seam to write through.
+            names: The tensors to write again; the others keep their bytes.
+        """
         writer = cls.__new__(cls)
-        writer.path, writer.header, writer._files = path, header, files
-        writer._left = {name: spec.nbytes if name in names else 0 for name, spec in header.specs.items()}
-        writer._lock, writer._descriptor, writer._ended = Lock(), None, False
-        writer.is_whole = not any(writer._left.values())
+        writer._begin(path, header, files, names)
         return writer
+
+    def _begin(self, path: Path, header: Header, files: Files, names: Collection[str]) -> None:
+        """What every writer starts from: the bytes that are still to be written, those of `names`."""
+        self.path, self.header, self._files = path, header, files
+        self._left = {name: spec.nbytes if name in names else 0 for name, spec in header.specs.items()}
+        self._lock, self._descriptor = Lock(), None
+        self._ended = self.is_whole = False
 
     def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
         """Put `buffer` at byte `start_byte` of the payload of a tensor.
@@ -154,11 +165,8 @@ class ShardChecker(ShardWriter):
     """
 
     def __init__(self, path: Path, header: Header, files: Files) -> None:
-        self.path, self.header, self._files = path, header, files
-        self._left = {name: spec.nbytes for name, spec in header.specs.items()}
-        self._lock = Lock()
+        self._begin(path, header, files, header.specs)
         self._descriptor = files.open_read(path)
-        self._ended = self.is_whole = False
         try:
             self._compare("the header", 0, memoryview(header.raw))
         except BaseException:
