@@ -108,6 +108,19 @@ def test_last_line_does_not_depend_on_the_pieces(chunks):
     assert last.line() == next((line for line in reversed(lines) if line), b"")
 
 
+@pytest.mark.parametrize("cut", [1, 2, LINE_LIMIT // 2, LINE_LIMIT, LINE_LIMIT + 1])
+def test_a_line_that_is_too_long_is_known_as_such_in_any_pieces(cut):
+    """White space at the limit is not the end of a line whose rest was cut off, wherever the pieces end."""
+    text = b"1" + b" " * (LINE_LIMIT + 1) + b"2"
+    for end in (b"", b"\n", b"\n  \n"):
+        last = _LastLine()
+        for piece in (text[:cut], text[cut:-1], text[-1:], end[:1], end[1:]):
+            last.feed(piece)
+        assert len(last.line()) > LINE_LIMIT
+        last.feed(b"\n3\n")
+        assert last.line() == b"3"
+
+
 def test_stderr_is_passed_on_while_the_child_runs(tmp_path):
     """What it says is there before it ends: it waits for a file that is made when its first words arrive."""
     code = "import os, sys, time\nprint('hé', file=sys.stderr, flush=True)\n"

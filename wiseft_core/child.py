@@ -74,15 +74,21 @@ class _LastLine:
         """More of the stream. A carriage return ends a line too: progress bars go before what counts."""
         ended, newline, rest = chunk.replace(b"\r", b"\n").rpartition(b"\n")
         if newline:
-            lines = bytes(self._open + ended).rstrip()
-            self._ended = lines.rpartition(b"\n")[2].strip()[: LINE_LIMIT + 1] or self._ended
+            first, _, others = ended.partition(b"\n")
+            self._more(first)
+            self._ended = others.rstrip().rpartition(b"\n")[2].strip()[: LINE_LIMIT + 1] or self.line()
             self._open.clear()
-        start = rest if self._open else rest.lstrip()
+        self._more(rest)
+
+    def _more(self, part: bytes) -> None:
+        """More of the line that has not ended."""
+        start = part if self._open else part.lstrip()
         self._open += start[: LINE_LIMIT + 1 - len(self._open)]
 
     def line(self) -> bytes:
-        """The line, without the white space around it; empty if there was none."""
-        return bytes(self._open).strip() or self._ended
+        """The line, without the white space around it unless it is too long; empty if there was none."""
+        whole = len(self._open) <= LINE_LIMIT  # what was cut off a longer one may not have been white
+        return bytes(self._open.strip() if whole else self._open) or self._ended
 
 
 def _drain(child: subprocess.Popen[bytes], feeds: Mapping[Any, Callable[[bytes], None]]) -> None:
