@@ -5,14 +5,14 @@ Verb floor, below `sweeping`. Outputs are folders here; how they are made is not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from wiseft_core.curve import check_plot, render_curve
-from wiseft_core.errors import ConfigError, EvaluationFailed, WiseftError
+from wiseft_core.errors import CheckpointError, ConfigError, EvaluationFailed, WiseftError
 from wiseft_core.evaluation import (
     Evaluation,
     Function,
@@ -108,6 +108,25 @@ class Judge:
         if self.plot is not None:
             inside = self.plot.parent.resolve() == out.resolve()  # a folder that is still to be made
             check_plot(out.absolute().parent / self.plot.name if inside else self.plot)
+
+    def check_place(self, out: Path, inputs: Collection[tuple[int, int]], files: Files) -> None:
+        """Refuse a picture in an input, which is never written to, or in an output, which would not verify any more.
+
+        Raises:
+            CheckpointError: It would be drawn there.
+        """
+        if self.plot is None:
+            return
+        folder, outputs = files.resolve(self.plot.parent), files.resolve(out)
+        for place in (folder, *folder.parents):
+            seen = files.status(place)
+            if place.parent == outputs or (seen is not None and (seen.st_dev, seen.st_ino) in inputs):
+                raise CheckpointError(
+                    f"{self.plot} — the picture would be drawn into an input or an output",
+                    expected="a place beside the outputs, or of its own",
+                    got=f"{place} is one",
+                    hint=f"draw it as {out / 'curve.png'}, or somewhere else",
+                )
 
     @property
     def command(self) -> str | None:

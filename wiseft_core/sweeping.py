@@ -18,6 +18,7 @@ from wiseft_core.jobs import Job, check_size, plan_job, report_of
 from wiseft_core.judging import Judge, SweepReport
 from wiseft_core.keeping import keep_best
 from wiseft_core.offline import Run, is_finished, staging_for, write_outputs
+from wiseft_core.record import places
 from wiseft_core.report import Report
 from wiseft_core.schedules import canonical
 from wiseft_core.sources import BaseLike
@@ -92,6 +93,7 @@ def save_sweep(
         )
     folders = _folders(views)
     job = plan_job(folders, like, max_shard_size, copy_code, run.files)
+    judge.check_place(out, [place for source in job.inputs() for place in places(source)], run.files)
     check_size(job, max_bytes, outputs=1 if keep == "best" else len(folders))
     if keep == "best":
         return keep_best(job, out, run, judge)

@@ -243,3 +243,14 @@ def test_torch_is_not_imported_for_a_refusal(model):
     for more, wanted in (([], "3 False"), (["--metric", "acc"], "3 False"), (["--alpha", "x"], "2 False")):
         done = subprocess.run([sys.executable, "-c", code, *args(model, *more)], capture_output=True, text=True)
         assert done.stdout.strip() == wanted, done.stderr
+
+
+@pytest.mark.parametrize("place", ["base", "adapter", "out/alpha-0"])
+def test_a_picture_in_an_input_or_output_is_refused(place, model, capsys):
+    """Inputs are never written to, and an output with one file more would not verify; nothing is written."""
+    picture = model.out.parent / place / "curve.png"
+    assert main(args(model, "--resume", alphas=("0",))) == 0
+    before = sorted(model.out.parent.rglob("*"))
+    assert main(args(model, "--resume", "--eval", LONE, *METRIC, "--plot", str(picture), alphas=("0",))) == 3
+    assert "picture would be drawn into" in capsys.readouterr().err
+    assert sorted(model.out.parent.rglob("*")) == before
