@@ -63,3 +63,20 @@ def test_refusals(model, capsys):
     assert main(["rescale", str(model.base), str(model.out), "--alpha", "0.5"]) == 3
     assert not model.out.exists()
     assert main(words(model, "--base", str(model.base))) == 0
+
+
+def test_alpha_by_tensor(model, capsys):
+    """--alpha-for names base tensors; the folder is what Python gives for that mapping, and `verify` knows it."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    given = ["--base", str(model.base), "--alpha", "0.5", "--alpha-for", f"{name}=0.25"]
+    assert main(["rescale", str(model.adapter), str(model.out), *given]) == 0
+    assert "by tensor" in capsys.readouterr().out
+    read = load_file(model.out / "adapter_model.safetensors")
+    before = load_file(model.adapter / "adapter_model.safetensors")
+    for key, value in before.items():
+        alpha = 0.25 if "q_proj" in key else 0.5
+        assert torch.equal(read[key], value * alpha if "lora_B" in key else value)
+    told = ["--base", str(model.base), "--adapter", str(model.adapter), "--quiet"]
+    assert main(["verify", str(model.out), *told]) == 0
+    assert main(["rescale", str(model.adapter), str(model.out.parent / "x"), *given[:-1], "nothing=0.25"]) == 3
+    assert "UnusedPattern" in capsys.readouterr().err
