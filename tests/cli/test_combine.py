@@ -16,7 +16,6 @@ import wiseft_core
 from wiseft_core import combine, combine_adapters, interpolate, save_checkpoint
 from wiseft_core.cli import main
 
-
 SCHEMAS = Path(wiseft_core.__file__).parent / "schemas"
 
 
