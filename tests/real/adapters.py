@@ -92,13 +92,15 @@ def train(
     loss: Callable[[nn.Module, int], Tensor],
     steps: int,
     adapter: Path,
+    rate: Callable[[int], float] = lambda step: 5e-3,
 ) -> None:
-    """A few steps of AdamW on what PEFT makes trainable, from a fixed seed; the caller's generator is left alone."""
+    """Steps of AdamW on what PEFT makes trainable, from a fixed seed; the caller's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
         model = get_peft_model(start(), LoraConfig(**config)).train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         for step in range(steps):
+            optimizer.param_groups[0]["lr"] = rate(step)
             loss(model, step).backward()
             optimizer.step()
             optimizer.zero_grad()
