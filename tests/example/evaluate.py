@@ -1,6 +1,6 @@
 """Measure a model on both kinds of text: mean loss of the next token, in nats, as one JSON object; lower is better.
 
-    python tests/example/evaluate.py MODEL
+    python tests/example/evaluate.py MODEL [--texts N]
 
 The model is loaded as it was saved and computes in float32; the same folder gives the same numbers.
 """
@@ -48,7 +48,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="folder of a model")
-    print(json.dumps(evaluate(parser.parse_args().model)))
+    parser.add_argument("--texts", type=int, metavar="N", help="read the first N texts of each kind only")
+    asked = parser.parse_args()
+    print(json.dumps(evaluate(asked.model, asked.texts)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""The README's example in small: 20 steps of LoRA, and what the base and three alphas lose on each kind of text."""
+"""The README's example in small: 20 steps of LoRA, and the sweep with the very scripts and command that it quotes."""
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,23 +16,39 @@ from wiseft_core.cli import main
 
 # PEFT 0.21 asks for a property that transformers 5 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-STEPS = 20
+STEPS, TEXTS = 20, 2
 ALPHAS = ("0", "0.5", "1")
 Losses = Mapping[str, float]
 
 
 @pytest.fixture(scope="module")
-def losses(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
-    """What the base and the output at each alpha lose, on the first texts of each kind."""
+def swept(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what `wiseft sweep --eval` left: outputs, sweep.json and the curve."""
     folder = tmp_path_factory.mktemp("example")
-    adapter = folder / "adapter"
-    train.train(smollm2, adapter, STEPS, window=64)
-    outputs = {alpha: folder / f"alpha-{alpha}" for alpha in ALPHAS}
-    for alpha, out in outputs.items():
-        assert (
-            main(["interpolate", str(smollm2), str(adapter), str(out), "--alpha", alpha, "--no-sync", "--quiet"]) == 0
-        )
-    return {alpha: evaluate.evaluate(model, most=2) for alpha, model in {"base": smollm2, **outputs}.items()}
+    train.train(smollm2, folder / "adapter", STEPS, window=64)
+    command = shlex.join([sys.executable, evaluate.__file__, "{model}", "--texts", str(TEXTS)])
+    words = ["sweep", str(smollm2), str(folder / "adapter"), str(folder / "sweep"), "--no-sync", "--quiet"]
+    words += [word for alpha in ALPHAS for word in ("--alpha", alpha)]
+    words += ["--eval", command, "--metric", "table_loss:min", "--metric", "english_loss:min"]
+    assert main([*words, "--plot", str(folder / "curve.png")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def losses(smollm2: Path, swept: Path) -> dict[str, Losses]:
+    """What the base and the output at each alpha lose, on the first texts of each kind."""
+    record = json.loads((swept / "sweep" / "sweep.json").read_text())
+    found = {output["alpha"]: output["metrics"] for output in record["outputs"]}
+    return {"base": evaluate.evaluate(smollm2, most=TEXTS), **found}
+
+
+def test_the_sweep_chooses_by_the_losses(swept: Path, losses: dict[str, Losses]) -> None:
+    """The best is the alpha that loses least on its kind, it is in the Pareto set, and there is a picture."""
+    record = json.loads((swept / "sweep" / "sweep.json").read_text())
+    assert record["best"] == min(ALPHAS, key=lambda alpha: losses[alpha]["table_loss"])
+    assert record["best"] in record["pareto"]
+    assert (swept / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (swept / "sweep").iterdir()} == {*(f"alpha-{a}" for a in ALPHAS), "sweep.json"}
 
 
 def test_alpha_zero_loses_what_the_base_loses(losses: dict[str, Losses]) -> None:
