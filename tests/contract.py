@@ -122,7 +122,7 @@ def check_inputs_stay(sample: Sample) -> None:
 def check_record(family: Family) -> None:
     """The record is whole: axes from the vocabulary, one of delta and tuned, a paper, and docstrings that say all."""
     assert family.source and family.parameters
-    for change in family.parameters.values():
+    for change in (form for name in family.parameters for form in family.forms(name)):
         assert (change.delta is None) != (change.tuned is None)
         assert change.measure is None or change.tuned is not None
         assert {axis for axes in change.factors.values() for axis in axes.split()} <= {"out", "in", "rank", "row"}

@@ -74,7 +74,7 @@ def combine(
     tuned = list[Tuned]()
     for number, (adapter, _) in enumerate(pairs, start=1):
         with of_adapter(number, len(pairs)):
-            tuned.append(as_tuned(adapter, None, source.specs))
+            tuned.append(as_tuned(adapter, None, source.specs, families))
     check_bases(tuned)
     bound = bound_of(
         source,

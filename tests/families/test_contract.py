@@ -66,11 +66,11 @@ def test_inputs_stay(sample: Sample):
 def test_the_contract_can_be_broken():
     """Meta: a family that forgets one factor, or moves the base at alpha 0, is found out."""
 
-    def forgetful(weight, factors, scale, total):
+    def forgetful(weight, factors, hyper, total):
         return factors["B"] @ factors["A"] * 0 + 1
 
     change = Change({"A": "rank in", "B": "out rank"}, tuned=forgetful)
-    families = {"lora": Family("lora", {"weight": change}, True, "nowhere")}
+    families = {"lora": Family("lora", {"weight": change}, "nowhere")}
 
     class Broken(Sample):
         def value(self, alpha, **options):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from wiseft_core.families._family import Change, Factors, Family, Total
+from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.full import FULL
 from wiseft_core.families.lora import LORA
 from wiseft_core.families.tokens import TOKENS
 
-__all__ = ["FAMILIES", "Change", "Factors", "Family", "Total"]
+__all__ = ["FAMILIES", "MODULES", "Change", "Factors", "Family", "Hyper", "Option", "Options", "Sizes", "Total"]
 
 FAMILIES: Final[Mapping[str, Family]] = {
     "full": FULL,
