@@ -8,12 +8,12 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftType, TrainableTokensConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftType, TrainableTokensConfig
 from peft.utils.other import get_pattern_key
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_fields import READERS, RENAMED
-from wiseft_core.config_methods import HARMLESS, PROMPT_METHODS, REFUSED, REWRITES
+from wiseft_core.config_methods import HARMLESS, PROMPT_METHODS, REFUSED, REWRITES, Method
 from wiseft_core.errors import ConfigError, ConfigNeeded, Unsupported
 from wiseft_core.families import FAMILIES
 
@@ -38,6 +38,19 @@ def test_every_field_of_peft_is_accounted_for(config, kind):
     assert {field.name for field in dataclasses.fields(config)} <= known
     assert all(HARMLESS["any"].values()) and all(HARMLESS[kind].values())
     assert READERS["LORA"].keys().isdisjoint(HARMLESS["LORA"].keys() | REFUSED.keys())
+
+
+@pytest.mark.parametrize("kind", sorted(SUPPORTED - {"LORA", "TRAINABLE_TOKENS"}))
+def test_every_field_of_other_methods_is_accounted_for(kind):
+    """The same for what each family says of its config; a field that is not known is refused when it is set."""
+    method = Method.of(kind, "config", FAMILIES)
+    fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    assert fields - {"peft_type"} <= method.readers.keys() | method.harmless
+    families = [family for family in FAMILIES.values() if family.peft == kind]
+    own = {name for family in families for name in (*family.options, *family.harmless)}
+    assert own <= fields and all(all(family.harmless.values()) for family in families)
+    with pytest.raises(Unsupported, match="surprise"):
+        read(peft_type=kind, surprise=1)
 
 
 def test_every_reader_has_a_field():

@@ -3,10 +3,10 @@
 Layout room: shapes only, no torch. A stored tensor is always walked by its own rows (its first axis), because those are
 contiguous on disk; a layout says whether these rows run along `out` or along `in`.
 
-The axes of a factor are names. `out` and `in` are those of the matrix, `channel` and `kernel` the axes of a
-convolution's weight behind `out`, and a digit is itself. Any other name (`rank`, `row`, ...) is a size that the factors
-fix among themselves: wherever it stands, it is the same. A `+` behind a name means that many or more, of which the
-first are used: `in+` for a factor that modules of different widths share.
+The axes of a factor are names. `out` and `in` are those of the matrix; `channel`, `k0`, `k1` and `k2` those of a
+convolution's weight behind `out`, 1 where it has fewer; and a digit is itself. Any other name (`rank`, `row`, ...) is
+a size that the factors fix among themselves: wherever it stands, it is the same. A `+` behind a name means that many or
+more, of which the first are used: `in+` for a factor that modules of different widths share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 Shape = tuple[int, ...]
-OF_WEIGHT: Final = frozenset({"out", "in", "channel", "kernel"})
+OF_WEIGHT: Final = ("out", "in", "channel", "k0", "k1", "k2")
 """The axes whose sizes the weight tells."""
 
 
@@ -42,15 +42,25 @@ def matrix_shape(shape: Shape) -> tuple[int, int]:
     return (shape[0] if shape else 1), math.prod(shape[1:])
 
 
+def weight_sizes(weight: Shape) -> dict[str, int]:
+    """The sizes of `OF_WEIGHT` for a weight that is stored (out, in, ...)."""
+    rows, columns = matrix_shape(weight)
+    behind = (*weight[1:], 1, 1, 1, 1)[:4] if len(weight) > 2 else (columns, 1, 1, 1)
+    return dict(zip(OF_WEIGHT, (rows, columns, *behind), strict=True))
+
+
+def sizes_of(layout: Layout, weight: Shape) -> dict[str, int]:
+    """The sizes of `OF_WEIGHT` for a weight that is stored as the layout has it."""
+    return weight_sizes(weight if layout.rows == "out" else weight[::-1])
+
+
 def _by_rows(axes: str, weight: Shape, sizes: Mapping[str, int]) -> Shape | None:
     """Stored (out, in): each axis by name; a factor with both axes has the weight's own shape."""
     if axes == "out in":
         return weight
-    rows, columns = matrix_shape(weight)
-    known = {"out": (rows,), "in": (columns,), "channel": weight[1:2], "kernel": weight[2:]}
-    known |= {name: (size,) for name, size in sizes.items()}
-    names = [axis.rstrip("+") for axis in axes.split()]
-    return tuple(size for name in names for size in ((int(name),) if name.isdigit() else known[name]))
+    known = {**weight_sizes(weight), **sizes}
+    names = (axis.rstrip("+") for axis in axes.split())
+    return tuple(int(name) if name.isdigit() else known[name] for name in names)
 
 
 def _by_columns(axes: str, weight: Shape, sizes: Mapping[str, int]) -> Shape | None:
@@ -64,7 +74,6 @@ def _convolution(axes: str, weight: Shape, sizes: Mapping[str, int]) -> Shape | 
     known: Mapping[str, Shape] = {
         "out in": weight,
         "out": (1, weight[0], *ones),
-        "channel": (1, weight[1], *ones),
         "rank in": (sizes.get("rank", 0), *weight[1:]),
         "out rank": (weight[0], sizes.get("rank", 0), *ones),
     }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import MissingFactor, Unsupported, listed
 from wiseft_core.families import Change, Family
-from wiseft_core.layouts import LAYOUTS, Layout, Shape, fit, matrix_shape
+from wiseft_core.layouts import LAYOUTS, Layout, Shape, fit, sizes_of
 from wiseft_core.naming.peft import SUFFIXES, Suffix, suffix_of
 from wiseft_core.sites import Site
 
@@ -97,13 +97,6 @@ def fits(forms: Mapping[int, Change], shapes: Mapping[str, Shape], weight: Shape
             if form.fits is None or form.fits(sizes):
                 found.append(Fit(at, form, layout, sizes))
     return found
-
-
-def sizes_of(layout: Layout, weight: Shape) -> dict[str, int]:
-    """Sizes of the matrix that a stored weight is."""
-    rows, columns = matrix_shape(weight)
-    out, size = (rows, columns) if layout.rows == "out" else (columns, rows)
-    return {"out": out, "in": size}
 
 
 def companions(

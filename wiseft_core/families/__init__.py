@@ -11,9 +11,14 @@ from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 from wiseft_core.families.dora import DORA
+from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.ia3 import IA3
+from wiseft_core.families.loha import LOHA
+from wiseft_core.families.lokr import LOKR
 from wiseft_core.families.lora import LORA
 from wiseft_core.families.tokens import TOKENS
+from wiseft_core.families.vera import VERA
 
 __all__ = ["FAMILIES", "MODULES", "Change", "Factors", "Family", "Hyper", "Option", "Options", "Sizes", "Total"]
 
@@ -22,5 +27,10 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "lora": LORA,
     "dora": DORA,
     "tokens": TOKENS,
+    "loha": LOHA,
+    "lokr": LOKR,
+    "ia3": IA3,
+    "vera": VERA,
+    "fourierft": FOURIERFT,
 }
 """Every family that the package knows, by name."""
