@@ -1,13 +1,13 @@
 """What every family must do, whatever its formula: one run of this over each entry of `FAMILIES`.
 
-A new family passes by an entry in `SAMPLES`: the layouts and a maker of the factors of a weight.
+A new family passes by an entry in `MAKERS` for each form of each of its parameters: the weight and its factors.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import pytest
@@ -17,7 +17,8 @@ from exact import same_bits
 from torch import Tensor
 
 from wiseft_core import errors, interpolate_tensor, tiles
-from wiseft_core.families import Change, Family
+from wiseft_core.families import FAMILIES, Change, Family, Hyper
+from wiseft_core.layouts import LAYOUTS
 
 SHAPES = {"linear": (6, 5), "transposed": (5, 6), "embedding": (7, 4), "convolution": (6, 3, 2), "whole": (6, 5)}
 
@@ -30,41 +31,126 @@ class Sample(NamedTuple):
     layout: str
     weight: Tensor
     factors: dict[str, Tensor]
+    settings: Mapping[str, object] = {}
+
+    @property
+    def change(self) -> Change:
+        """The form that these factors are of."""
+        forms = FAMILIES[self.family].forms(self.parameter)
+        return next(form for form in forms if form.factors.keys() == self.factors.keys())
 
     def value(self, alpha: float, **options: object) -> Tensor:
         """W(alpha)."""
         named = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": 1.5}
+        named["options"] = self.settings
         return interpolate_tensor(self.weight, options.pop("factors", self.factors), alpha, **named, **options)
 
 
-def low_rank(family: str, layout: str, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-    """Shapes of the factors of LoRA and DoRA."""
-    return strategies.factor_shapes(family, layout, shape, 3)
+class Maker(NamedTuple):
+    """How the contract makes a weight with factors: one for each form of each parameter of each family.
+
+    Attributes:
+        family: Its name.
+        layout: How the weight is stored.
+        shape: Shape of the weight.
+        factors: Shape of each factor by role; the indices of an integer role themselves.
+        parameter: Which of the family's parameters it is.
+        settings: Options of the formula, where they are not the defaults.
+    """
+
+    family: str
+    layout: str
+    shape: tuple[int, ...]
+    factors: Mapping[str, tuple[int, ...] | Tensor]
+    parameter: str = "weight"
+    settings: Mapping[str, object] = {}
 
 
-MAKERS: dict[tuple[str, str], tuple[tuple[str, ...], Callable[..., Mapping[str, tuple[int, ...]]]]] = {
-    ("lora", "weight"): (("linear", "transposed", "embedding", "convolution"), low_rank),
-    ("dora", "weight"): (("linear", "transposed", "embedding", "convolution"), low_rank),
-    ("lora", "bias"): (("whole",), lambda family, layout, shape: {"bias": shape[:1]}),
-    ("full", "*"): (("whole",), lambda family, layout, shape: {"value": shape}),
-    ("tokens", "weight"): (("whole",), lambda family, layout, shape: {"rows": shape}),
-}
-"""Layouts and factor shapes for each parameter of each family."""
+LOW_RANK = ("linear", "transposed", "embedding", "convolution")
+MAKERS: list[Maker] = [
+    *(
+        Maker(family, layout, SHAPES[layout], strategies.factor_shapes(family, layout, SHAPES[layout], 3))
+        for family in ("lora", "dora")
+        for layout in LOW_RANK
+    ),
+    Maker("lora", "whole", (6,), {"bias": (6,)}, "bias"),
+    Maker("full", "whole", (6, 5), {"value": (6, 5)}, "*"),
+    Maker("tokens", "whole", (6, 5), {"rows": (6, 5)}),
+    Maker("loha", "linear", (6, 5), {"w1_a": (6, 3), "w1_b": (3, 5), "w2_a": (6, 3), "w2_b": (3, 5)}),
+    Maker("loha", "flat", (6, 3, 2), {"w1_a": (6, 3), "w1_b": (3, 6), "w2_a": (6, 3), "w2_b": (3, 6)}),
+    Maker(
+        "loha",
+        "flat",
+        (6, 3, 2, 3),
+        {"t1": (4, 4, 2, 3), "w1_a": (4, 6), "w1_b": (4, 3), "t2": (4, 4, 2, 3), "w2_a": (4, 6), "w2_b": (4, 3)},
+    ),
+    *(
+        Maker("lokr", layout, shape, {**first, **second})
+        for first in ({"w1": (2, 1)}, {"w1_a": (2, 4), "w1_b": (4, 1)})
+        for layout, shape, second in (
+            ("linear", (6, 5), {"w2": (3, 5)}),
+            ("linear", (6, 5), {"w2_a": (3, 4), "w2_b": (4, 5)}),
+            ("flat", (6, 5, 2), {"w2": (3, 5, 2)}),
+            ("flat", (6, 5, 2, 3), {"w2": (3, 5, 2, 3)}),
+            ("flat", (6, 5, 2, 3), {"w2_a": (3, 4), "w2_b": (4, 30)}),
+            ("flat", (6, 5, 2, 3), {"t2": (4, 4, 2, 3), "w2_a": (4, 3), "w2_b": (4, 5)}),
+        )
+    ),
+    *(
+        Maker("ia3", layout, shape, {"l": size}, parameter, {"feedforward_modules": inputs})
+        for layout, shape, size, inputs, parameter in (
+            ("linear", (6, 5), (6, 1), False, "weight"),
+            ("linear", (6, 5), (1, 5), True, "weight"),
+            ("transposed", (6, 5), (5, 1), False, "weight"),
+            ("flat", (5, 3, 2, 3), (1, 5, 1, 1), False, "weight"),
+            ("flat", (5, 3, 2, 3), (1, 3, 1, 1), True, "weight"),
+            ("flat", (5, 3, 2, 3, 1), (1, 5, 1, 1, 1), False, "weight"),
+            ("flat", (5, 3, 2, 3, 1), (1, 3, 1, 1, 1), True, "weight"),
+            ("whole", (6,), (6, 1), False, "bias"),
+            ("whole", (6,), (1, 6, 1, 1), False, "bias"),
+            ("whole", (6,), (1, 6, 1, 1, 1), False, "bias"),
+        )
+    ),
+    Maker("vera", "linear", (6, 5), {"A": (3, 7), "B": (9, 3), "lambda_d": (3,), "lambda_b": (6,)}),
+    Maker("vera", "transposed", (6, 5), {"A": (3, 6), "B": (9, 3), "lambda_d": (3,), "lambda_b": (5,)}),
+    *(
+        Maker("fourierft", layout, (6, 5), {"spectrum": (17,)}, settings={"random_loc_seed": 777})
+        for layout in ("linear", "transposed")
+    ),
+    Maker("adalora", "linear", (6, 5), {"A": (3, 5), "B": (6, 3), "E": (3, 1)}),
+    Maker("adalora", "transposed", (6, 5), {"A": (3, 6), "B": (5, 3), "E": (3, 1)}),
+    Maker("adalora", "flat", (6, 5, 2), {"A": (3, 10), "B": (6, 3), "E": (3, 1)}),
+    *(
+        Maker("oft", layout, shape, {"R": (blocks, 3)}, settings={**said, "block_share": blocks == 1})
+        for layout, shape, own in (("linear", (5, 9), 3), ("flat", (5, 3, 1, 3), 3), ("embedding", (5, 6), 2))
+        for blocks in (own, 1)
+        for said in ({"use_cayley_neumann": True, "num_cayley_neumann_terms": 5}, {"use_cayley_neumann": False})
+    ),
+    *(
+        Maker("pissa", layout, (6, 5), {"A": (3, n), "B": (11 - n, 3)})
+        for layout, n in (("linear", 5), ("transposed", 6))
+    ),
+    Maker("olora", "linear", (6, 5), {"A": (3, 5), "B": (6, 3)}),
+    Maker("shira", "linear", (6, 5), {"values": (4,), "indices": torch.tensor([[0, 5, 2, 2], [4, 0, 1, 3]])}),
+    Maker("ln_tuning", "whole", (6,), {"trained": (6,)}),
+    Maker("ln_tuning", "whole", (6,), {"trained": (6,)}, "bias"),
+]
+"""The strategies of the contract."""
 
 
 def samples() -> list[Sample]:
-    """One sample of each family, parameter and layout, with values that float64 sums exactly."""
+    """One sample of each maker, with values that float64 sums exactly."""
     found = []
-    for (family, parameter), (layouts, shapes) in MAKERS.items():
-        for layout in layouts:
-            draw = torch.Generator().manual_seed(len(found))
-            shape = SHAPES[layout][:1] if parameter == "bias" else SHAPES[layout]
-            weight = torch.randint(4, 9, shape, generator=draw) / 8
-            parts = {
-                role: (torch.randint(-4, 5, size, generator=draw) / 8).bfloat16()
-                for role, size in shapes(family, layout, shape).items()
-            }
-            found.append(Sample(family, parameter, layout, weight, parts))
+    for family, layout, shape, factors, parameter, settings in MAKERS:
+        draw = torch.Generator().manual_seed(len(found))
+        weight = torch.randint(4, 9, shape, generator=draw) / 8
+        parts = {
+            role: size
+            if isinstance(size, Tensor)
+            else (torch.randint(-4, 5, size, generator=draw) / 8 + 1 / 16).bfloat16()
+            for role, size in factors.items()
+        }
+        found.append(Sample(family, parameter, layout, weight, parts, settings))
     return found
 
 
@@ -88,7 +174,7 @@ def check_tiles(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
 def check_factor_dtypes(sample: Sample) -> None:
     """The same factors in bf16, float32 and float64 give the same bits."""
     for dtype in (torch.float32, torch.float64):
-        wide = {role: factor.to(dtype) for role, factor in sample.factors.items()}
+        wide = {role: f.to(dtype) if f.is_floating_point() else f for role, f in sample.factors.items()}
         assert same_bits(sample.value(0.3, factors=wide), sample.value(0.3))
 
 
@@ -96,19 +182,33 @@ def check_every_factor_counts(sample: Sample) -> None:
     """Each factor is needed, changes the result, and no other is taken."""
     for role, factor in sample.factors.items():
         rest = {other: f for other, f in sample.factors.items() if other != role}
-        with pytest.raises(errors.MissingFactor):
+        forms = FAMILIES[sample.family].forms(sample.parameter)
+        other_form = any(form.factors.keys() == rest.keys() for form in forms)
+        with pytest.raises(errors.ShapeMismatch if other_form else errors.MissingFactor):
             sample.value(0.5, factors=rest)
-        assert not torch.equal(sample.value(0.5, factors=rest | {role: factor * 2}), sample.value(0.5)), role
+        other = factor * 2 if factor.is_floating_point() else factor.flip(-1)
+        assert not torch.equal(sample.value(0.5, factors=rest | {role: other}), sample.value(0.5)), role
     with pytest.raises(errors.MissingFactor):
         sample.value(0.5, factors=sample.factors | {"unknown": torch.ones(1)})
 
 
 def check_shapes(sample: Sample) -> None:
-    """One row or one axis too many in any factor is refused, with both shapes told."""
+    """Twice the rows (but of a factor that is cut), or one axis too many in any factor, is refused, with its shape."""
     for role, factor in sample.factors.items():
-        for wrong in (torch.cat([factor, factor]), factor.unsqueeze(0)):
+        grown = [] if sample.change.factors[role].split()[0].endswith("+") else [torch.cat([factor, factor])]
+        for wrong in (*grown, factor.unsqueeze(0)):
             with pytest.raises(errors.ShapeMismatch, match=re.escape(str(list(wrong.shape)))):
                 sample.value(0.5, factors=sample.factors | {role: wrong})
+
+
+def check_closure(sample: Sample) -> None:
+    """What is linear is: half of that factor at alpha 1 is the result at alpha 0.5."""
+    role = sample.change.linear
+    if role is None:
+        return
+    half = sample.factors | {role: sample.factors[role].double() * 0.5}
+    ends = [sample.value(1.0, factors=half, output_dtype="fp64"), sample.value(0.5, output_dtype="fp64")]
+    assert torch.allclose(*ends, rtol=1e-13, atol=1e-15)
 
 
 def check_inputs_stay(sample: Sample) -> None:
@@ -123,39 +223,45 @@ def check_inputs_stay(sample: Sample) -> None:
 def check_record(family: Family) -> None:
     """The record is whole: axes from the vocabulary, one of delta and tuned, a paper, and docstrings that say all."""
     assert family.source and family.parameters
-    for change in family.parameters.values():
+    for change in (form for name in family.parameters for form in family.forms(name)):
         assert (change.delta is None) != (change.tuned is None)
         assert change.measure is None or change.tuned is not None
-        assert {axis for axes in change.factors.values() for axis in axes.split()} <= {"out", "in", "rank", "row"}
+        assert change.layouts and set(change.layouts) <= set(LAYOUTS)
+        assert {change.linear, change.value} - {None} <= change.factors.keys()
+        assert change.integers <= change.factors.keys()
+        assert change.linear is None or change.delta is not None
         check_docstring(change)
         for alpha in (0.0, 0.3, 0.5, 1.0, -0.7, 1.6):
             check_closed(change, alpha)
 
 
 def check_closed(change: Change, alpha: float) -> None:
-    """Where the record says that the change is closed, changed factors give the interpolated value, to 1e-12."""
+    """Where the record gives other factors for the interpolated value, they give it, to 1e-12."""
     assert change.rescaled is None or change.value is None
+    if change.rescaled is None and change.value is None:
+        return
     draw, sizes = torch.Generator().manual_seed(5), {"out": 6, "in": 5, "rank": 3, "row": 6}
+    if not {axis for axes in change.factors.values() for axis in axes.split()} <= sizes.keys():
+        return  # axes of its own: PEFT merges what it was rescaled to in tests/families/test_against_peft.py
+    hyper = Hyper(1.5, sizes=sizes)
     factors = {
         role: torch.randn([sizes[axis] for axis in axes.split()], generator=draw, dtype=torch.float64)
         for role, axes in change.factors.items()
     }
-    shape = change.delta(factors).shape if change.delta else (6, 5)
+    shape = change.delta(factors, hyper).shape if change.delta else (6, 5)
     weight, before = torch.randn(shape, generator=draw, dtype=torch.float64), copy.deepcopy(factors)
 
     def tuned(parts: Mapping[str, Tensor]) -> Tensor:
-        return weight + 1.5 * change.delta(parts) if change.delta else change.tuned(weight, parts, 1.5, None)
+        if change.delta:
+            return weight + hyper.scale * change.delta(parts, hyper)
+        return change.tuned(weight, parts, hyper, None).reshape(weight.shape)
 
     wanted = (1 - alpha) * weight + alpha * tuned(factors)
     if change.value is not None:
-        changed = {change.value: wanted}
-    elif change.rescaled is not None:
-        changed = change.rescaled(factors, alpha, lambda parts: change.measure(weight, factors | parts, 1.5))
+        changed = {change.value: wanted.reshape(factors[change.value].shape)}
     else:
-        return
-    assert {role: part.shape for role, part in changed.items()}.items() <= {
-        r: f.shape for r, f in factors.items()
-    }.items()
+        changed = change.rescaled(factors, alpha, lambda parts: change.measure(weight, factors | parts, hyper))
+    assert all(part.shape == factors[role].shape for role, part in changed.items())
     assert torch.allclose(tuned(factors | changed), wanted, rtol=1e-12, atol=1e-12)
     assert all(same_bits(before[role], factors[role]) for role in factors)
 
@@ -163,9 +269,7 @@ def check_closed(change: Change, alpha: float) -> None:
 def check_docstring(change: Change) -> None:
     """Formula, shapes, exactness and source, with every role named, and a word on whether the change is closed."""
     text = (change.delta or change.tuned).__doc__ or ""
-    closed = change.rescaled is not None or change.value is not None
-    assert ("Closed:" in text, "Not closed:" in text) == (closed, not closed)
-    for word in ("Shapes:", "Exactness:", "Source:", "Returns"):
+    for word in ("Shapes:", "Exactness:", "Closed:", "Source:", "Returns"):
         assert word in text, word
     assert re.search(r"\n\n {8}\S", text), "a formula, indented, after the first line"
     assert all(re.search(rf"\b{role}\b", text) for role in change.factors)

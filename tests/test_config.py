@@ -8,15 +8,21 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftType, TrainableTokensConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftType, TrainableTokensConfig
 from peft.utils.other import get_pattern_key
 
-from wiseft_core.config import HARMLESS, PROMPT_METHODS, REFUSED, REWRITES, AdapterConfig
+from wiseft_core.config import AdapterConfig
 from wiseft_core.config_fields import READERS, RENAMED
+from wiseft_core.config_methods import HARMLESS, PROMPT_METHODS, REFUSED, REWRITES
 from wiseft_core.errors import ConfigError, ConfigNeeded, Unsupported
+from wiseft_core.families import FAMILIES
 
 paths = st.sampled_from(["layers.0.q", "layers.1.q", "layers.1.k", "layers.11.q", "q", "xq"])
 patterns = st.sampled_from(["q", "k", r"layers\.1\.q", "layers.1.q", r"layers\.\d+\.q", "^layers.1", ".*", "^q"])
+
+SUPPORTED = {"LORA", "TRAINABLE_TOKENS"} | {family.peft for family in FAMILIES.values() if family.peft}
+NEEDED = {"ADALORA": {"total_step": 9}, "OFT": {"oft_block_size": 4}}
+"""What PEFT's configs want to be told."""
 
 
 def read(**fields):
@@ -36,9 +42,26 @@ def test_every_field_of_peft_is_accounted_for(config, kind):
     assert READERS["LORA"].keys().isdisjoint(HARMLESS["LORA"].keys() | REFUSED.keys())
 
 
+@pytest.mark.parametrize("kind", sorted(SUPPORTED - {"LORA", "TRAINABLE_TOKENS"}))
+def test_every_field_of_other_methods_is_accounted_for(kind):
+    """What PEFT sets is read or harmless; any other field, and one that it does not have, is refused when it is set."""
+    theirs = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    fields = {field.name for field in dataclasses.fields(theirs)}
+    read(**theirs(**NEEDED.get(kind, {})).to_dict())
+    families = [family for family in FAMILIES.values() if family.peft == kind]
+    own = {name for family in families for name in (*family.options, *family.harmless)}
+    assert own <= fields and all(all(family.harmless.values()) for family in families)
+    with pytest.raises(Unsupported, match="surprise"):
+        read(peft_type=kind, surprise=1)
+
+
 def test_every_reader_has_a_field():
     """What is read is kept: readers and the record have the same names, but for the raw fields that it keeps too."""
-    read_names = {RENAMED.get(name, name) for table in READERS.values() for name in table} | {"peft_type", "fields"}
+    read_names = {RENAMED.get(name, name) for table in READERS.values() for name in table} | {
+        "peft_type",
+        "fields",
+        "options",
+    }
     assert read_names == {field.name for field in dataclasses.fields(AdapterConfig)}
 
 
@@ -145,7 +168,7 @@ def test_options_refused_by_name(name):
         assert read(lora_alpha=16, **{name: unset}) == read(lora_alpha=16)
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "lora_ga", "loftq"])
+@pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "lora_ga", "loftq"])
 def test_starts_that_rewrite_the_base_are_refused(start):
     """After these the adapter does not belong to the base file alone: the reason is said."""
     with pytest.raises(Unsupported) as caught:
@@ -165,13 +188,13 @@ def test_an_unknown_start_is_refused():
         read(lora_alpha=16, init_lora_weights="svd_magic")
 
 
-@pytest.mark.parametrize("kind", [*sorted({t.value for t in PeftType} - {"LORA", "TRAINABLE_TOKENS"}), "NEW_ONE"])
+@pytest.mark.parametrize("kind", [*sorted({t.value for t in PeftType} - SUPPORTED), "NEW_ONE"])
 def test_other_methods_are_refused_by_name(kind):
     """Each of PEFT's other methods, and one that does not exist yet, is named, with what is supported."""
     with pytest.raises(Unsupported) as caught:
         read(peft_type=kind)
     assert kind in caught.value.got
-    assert caught.value.expected == "LORA or TRAINABLE_TOKENS"
+    assert all(other in caught.value.expected for other in SUPPORTED)
     assert ("prompts" in caught.value.got) is (kind in PROMPT_METHODS)
     assert caught.value.exit_code == 4
 

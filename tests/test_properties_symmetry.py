@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contract
 import exact
 import pytest
 import strategies
@@ -165,4 +166,4 @@ def test_the_maths_alone_takes_the_listed_rows_only():
 
 def test_every_family_is_in_the_strategies():
     """A family is not in until the strategies, or the rows above, draw it."""
-    assert set(FAMILIES) == {*strategies.FAMILY_LAYOUTS, "tokens"}
+    assert set(FAMILIES) == {*strategies.FAMILY_LAYOUTS, *(maker.family for maker in contract.MAKERS)}

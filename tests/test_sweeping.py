@@ -18,7 +18,7 @@ from strategies import tunings
 
 from wiseft_core import errors, interpolate, save_checkpoint, save_sweep, sweep, sweeping
 from wiseft_core.evaluation import Metric
-from wiseft_core.families import FAMILIES, Change, Family
+from wiseft_core.families import FAMILIES
 from wiseft_core.schedules import canonical
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.files import FILES, Files
@@ -139,14 +139,15 @@ def test_tensors_in_memory(tmp_path_factory, tuning, alphas, threads):
 
 def counting(calls):
     """The families, with a LoRA that counts the tiles of its delta."""
-    weight = FAMILIES["lora"].parameters["weight"]
+    lora = FAMILIES["lora"]
+    weight = lora.parameters["weight"]
 
-    def delta(factors):
+    def delta(factors, hyper):
         calls.append(1)
-        return weight.delta(factors)
+        return weight.delta(factors, hyper)
 
-    lora = Family("lora", {"weight": Change(weight.factors, delta=delta)}, True, "counted")
-    return {**FAMILIES, "lora": lora}
+    counted = {**lora.parameters, "weight": weight._replace(delta=delta)}
+    return {**FAMILIES, "lora": lora._replace(parameters=counted)}
 
 
 @pytest.mark.parametrize(

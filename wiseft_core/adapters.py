@@ -17,6 +17,8 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.config_completion import completed
 from wiseft_core.config_fields import plain
 from wiseft_core.errors import ConfigError, ConfigNeeded
+from wiseft_core.families import FAMILIES
+from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
 from wiseft_core.record import adapter_files, manifest_of, places, sources
 from wiseft_core.report import Report
@@ -57,8 +59,10 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, sync: bool =
         Locked: Another process writes to the same output.
     """
     out, files, source = Path(path), FILES, as_source(adapter.tensors)
-    parsed = parse_keys(source.specs)
-    keys = {saved: key for key, saved in saved_keys(parsed).items()}
+    families = adapter.view.bound.families if isinstance(adapter, Rescaled) else FAMILIES
+    spelling = suffixes(families, adapter.config)
+    parsed = parse_keys(source.specs, suffixes=spelling)
+    keys = {saved: key for key, saved in saved_keys(parsed, spelling).items()}
     config, note = _config_bytes(adapter.config, parsed, source)
     origin = adapter.view if isinstance(adapter, Rescaled) else source
     sidecars = plan_sidecars(_folder(adapter), [], copy_code=False, taken=(WEIGHTS_FILE, CONFIG_FILE), files=files)

@@ -7,16 +7,17 @@ factor, as a new tensor, or by name as one that means nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wiseft_core import guards
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ShapeMismatch, UnusedPattern, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
+from wiseft_core.methods import companions, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys
 from wiseft_core.orientation import Orientation
-from wiseft_core.sites import Placement, collect, place
+from wiseft_core.sites import Placement, collect, copies, place
 from wiseft_core.steps import Scene, StepSpec, steps_of, token_rows
 from wiseft_core.types import TensorSpec
 
@@ -59,6 +60,7 @@ class Plan:
         bindings: The touched tensors by name, in the same order.
         new: Tensors that the base does not have, carried as trained at every alpha: output name to adapter key.
         same: Integer tensors that both sides must hold alike: base name to adapter key.
+        copies: Adapter keys that must hold the same as another one, which is used: key to key.
         ignored: Adapter keys that mean nothing for the weights (counters, PEFT's own copies of the base).
         homes: For each new tensor, the base tensor whose file it joins, where there is one.
         rule: The prefix rule: "exact", "+model." or "-bert.".
@@ -69,6 +71,7 @@ class Plan:
     bindings: Mapping[str, Binding]
     new: Mapping[str, str] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     homes: Mapping[str, str] = field(default_factory=dict)
     rule: str = "exact"
@@ -84,6 +87,7 @@ class Plan:
         keys = {key: name for name, key in (*self.new.items(), *self.same.items())}
         for name, bound in self.bindings.items():
             keys |= {key: name for step in bound.steps for key in step.factors.values()}
+        keys |= {key: keys[used] for key, used in self.copies.items()}
         return keys | dict.fromkeys(self.ignored, "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,10 +130,11 @@ def bind(
     Raises:
         BindingError, ShapeMismatch, ConfigError, Unsupported: Everything that does not fit, all of it at once.
     """
-    parsed = parse_keys(adapter)
+    parsed = parse_keys(adapter, suffixes=suffixes({} if complete else families, config))
     if config is not None:
         config.check_work({part.module for part in parsed.values()})
     placed = place(collect(parsed), base, adapter, config=config, base_config=base_config, complete=complete)
+    placed = replace(placed, sites={**placed.sites, **companions(placed.sites, base, families)})
     touched = [name for name in (*placed.sites, *placed.new) if name not in placed.same]
     if not complete:
         guards.tied(touched, base, base_config, shared)
@@ -147,6 +152,7 @@ def bind(
         bindings={name: bindings[name] for name in base if name in bindings},
         new=placed.new,
         same=placed.same,
+        copies=copies(parsed),
         ignored=tuple(sorted(key for key, part in parsed.items() if part.role == "ignored")),
         homes=_homes(placed.new, base),
         rule=str(placed.rule),
@@ -177,6 +183,7 @@ def joined(plans: Sequence[Plan]) -> Plan:
         bindings={name: bound for name, bound in bindings.items() if bound is not None},
         new={name: key for plan in plans for name, key in sorted(plan.new.items())},
         same={name: key for plan in plans for name, key in plan.same.items()},
+        copies={key: used for plan in plans for key, used in plan.copies.items()},
         ignored=tuple(sorted(key for plan in plans for key in plan.ignored)),
         homes={name: home for plan in plans for name, home in plan.homes.items()},
         rule=", ".join(sorted({plan.rule for plan in plans})),
@@ -218,7 +225,8 @@ def _bind_sites(placed: Placement, base: Mapping[str, TensorSpec], scene: Scene)
         try:
             steps = steps_of(site, name, base[name], scene)
             rows = token_rows(site, name, base[name], scene) if "rows" in site.factors else (None, ())
-            bindings[name] = Binding(name, base[name], steps, *rows)
+            if steps:
+                bindings[name] = Binding(name, base[name], steps, *rows)
         except WiseftError as error:
             problems.append(error)
     WiseftError.raise_all(problems)
@@ -227,7 +235,7 @@ def _bind_sites(placed: Placement, base: Mapping[str, TensorSpec], scene: Scene)
 
 def _ranks(placed: Placement, adapter: Mapping[str, TensorSpec]) -> dict[str, int]:
     """Rank of each module that has a factor A: a bias trained with B is scaled by its module's rank."""
-    keys = {site.module: site.factors["A"] for site in placed.sites.values() if "A" in site.factors}
+    keys = {one.module: one.factors["A"] for one in placed.sites.values() if "A" in one.factors and not one.method}
     return {module: adapter[key].shape[0] for module, key in keys.items() if adapter[key].shape}
 
 

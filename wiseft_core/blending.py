@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wiseft_core import numerics
 from wiseft_core.errors import NotFinite
-from wiseft_core.tiles import Numbers, Step, Tile, cut, is_across, tuned_values
+from wiseft_core.tiles import Numbers, Step, Tile, delta_values, tuned_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,7 @@ def _move(term: Term, weight: Tensor, tile: Tile) -> _Move | None:
     step = term.steps[0]
     if len(term.steps) > 1 or step.change.delta is None:
         return _Move(tuned_values(weight, tile, term.steps), None)
-    delta = step.change.delta(cut(step, tile, weight))
-    return _Move((delta.T if is_across(step) else delta).contiguous(), step.scale)
+    return _Move(delta_values(step, weight, tile), step.hyper.scale)
 
 
 def _move_rows(term: Term, rows: Sequence[int], weight: Tensor, tile: Tile) -> _Move | None:

@@ -142,8 +142,7 @@ class Bound:
 
     def change(self, spec: StepSpec) -> Change:
         """What the family of a step does to its parameter."""
-        record = self.families[spec.family]
-        return record.parameters.get(spec.parameter) or record.parameters["*"]
+        return self.families[spec.family].forms(spec.parameter)[spec.form]
 
     def step(self, part: Part, spec: StepSpec, bound: Binding, numbers: Numbers) -> Step:
         """The step with its factors read, widened, and in the order of the touched rows."""
@@ -155,9 +154,9 @@ class Bound:
             if axes == "out in":
                 streams[role] = partial(part.adapter.read, key)
                 continue
-            factor = factor_matrix(whole(part, key), axes, key, numbers)
+            factor = factor_matrix(whole(part, key), axes, key, numbers, integer=role in change.integers)
             factors[role] = factor[list(bound.entries)] if axes.startswith("row") else factor
-        return Step(change, LAYOUTS[spec.layout], spec.scale, factors, streams)
+        return Step(change, LAYOUTS[spec.layout], spec.hyper, factors, streams)
 
     def check_values(self, complete: Sequence[bool]) -> None:
         """Refuse what only values can tell: adapter values that are not finite, integers that tuning changed.
@@ -172,6 +171,11 @@ class Bound:
                 ours, theirs = self.base.read(name, 0, count), part.adapter.read(key, 0, count)
                 if not same_bytes(ours, theirs):
                     problems.append(_changed_integers(name, key))
+            problems += [
+                _other_copy(key, used)
+                for key, used in part.plan.copies.items()
+                if not same_bytes(whole(part, key), whole(part, used))
+            ]
             for key, name in () if is_complete else part.plan.consumed().items():
                 if name and name not in part.plan.same and not numerics.is_all_finite(whole(part, key)):
                     problems.append(not_finite(key))
@@ -188,8 +192,12 @@ class Bound:
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype hold the same bytes."""
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+    """Whether two tensors have one shape and dtype, and hold the same bytes."""
+    return (
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+    )
 
 
 def _active(shares: Sequence[Share]) -> list[int]:
@@ -201,6 +209,15 @@ def whole(part: Part, key: str) -> Tensor:
     """A whole adapter tensor, read and not mapped."""
     spec = part.adapter.specs[key]
     return part.adapter.read(key, 0, spec.numel).reshape(spec.shape)
+
+
+def _other_copy(key: str, used: str) -> DtypeMismatch:
+    return DtypeMismatch(
+        f"{key} — another value than what it is a copy of",
+        expected=f"the values of {used}, which all modules share",
+        got="others",
+        hint="the adapter file is damaged, or was put together from several",
+    )
 
 
 def _changed_integers(name: str, key: str) -> DtypeMismatch:

@@ -67,7 +67,7 @@ def combine(
         tensor([[2.5000, 2.5000]])
     """
     pairs, source = list(adapters), as_source(base)
-    tuned = all_tuned([adapter for adapter, _ in pairs], source)
+    tuned = all_tuned([adapter for adapter, _ in pairs], source, families)
     bound = bound_of(
         source,
         tuned,
@@ -83,7 +83,7 @@ def combine(
     return view
 
 
-def all_tuned(adapters: Sequence[Adapter | BaseLike], source: Source) -> list[Tuned]:
+def all_tuned(adapters: Sequence[Adapter | BaseLike], source: Source, families: Mapping[str, Family]) -> list[Tuned]:
     """Several adapters of one base, opened.
 
     Raises:
@@ -97,7 +97,7 @@ def all_tuned(adapters: Sequence[Adapter | BaseLike], source: Source) -> list[Tu
     tuned = list[Tuned]()
     for number, adapter in enumerate(adapters, start=1):
         with of_adapter(number, len(adapters)):
-            tuned.append(as_tuned(adapter, None, source.specs))
+            tuned.append(as_tuned(adapter, None, source.specs, families))
     check_bases(tuned)
     return tuned
 

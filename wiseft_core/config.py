@@ -7,76 +7,21 @@ PEFT 0.21 is listed as harmless or refused by name, and a field that is not know
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from wiseft_core.config_fields import EMBEDDING, READERS, RENAMED, is_unset, plain, string, tokens_by_module, wrong
+from wiseft_core.config_fields import EMBEDDING, RENAMED, plain, tokens_by_module, whole, wrong
+from wiseft_core.config_methods import Method, refusals
 from wiseft_core.errors import ConfigError, ConfigNeeded, Unsupported, WiseftError, listed
+from wiseft_core.families import FAMILIES, MODULES, Family, Option, Options
+from wiseft_core.families.lora import LORA
 from wiseft_core.naming.patterns import compile_pattern, first_match, matches, run
 
 MAX_WORK: Final = 3_000_000
 """States visited by all patterns on all modules."""
 PLAIN_PER_STEP: Final = 4
 """Modules that a pattern without states is matched to in the time of one step."""
-SUPPORTED: Final = ("LORA", "TRAINABLE_TOKENS")
-PROMPT_METHODS: Final = frozenset(
-    ["PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"]
-)
-
-HARMLESS: Final[Mapping[str, Mapping[str, str]]] = {
-    "any": {
-        "auto_mapping": "how PEFT finds the model's class",
-        "revision": "of the base model: its files are given by the user",
-        "inference_mode": "whether gradients flow",
-        "merge_weights": "a switch of the first PEFT versions, for running only",
-    },
-    "LORA": {
-        "target_modules": "the keys of the adapter are the truth",
-        "exclude_modules": "the keys of the adapter are the truth",
-        "layers_to_transform": "the keys of the adapter are the truth",
-        "layers_pattern": "the keys of the adapter are the truth",
-        "lora_dropout": "active in training only",
-        "megatron_config": "how layers are split over devices",
-        "megatron_core": "a module name for the same",
-        "runtime_config": "never saved, changes speed only",
-        "qalora_group_size": "read with use_qalora only, which is refused",
-        "loftq_config": "read with init_lora_weights='loftq' only, which is refused",
-        "corda_config": "read with init_lora_weights='corda' only, which is refused",
-        "lora_ga_config": "read with init_lora_weights='lora_ga' only, which is refused",
-        "eva_config": "how the first values were found; its ranks are in rank_pattern",
-    },
-    "TRAINABLE_TOKENS": {
-        "init_weights": "the first values, before training",
-        "target_modules": "read with token_indices, into trainable_token_indices",
-        "token_indices": "read with target_modules, into trainable_token_indices",
-    },
-}
-"""Fields that do not change what the adapter's tensors mean, by method, each with the reason."""
-
-REFUSED: Final[Mapping[str, str]] = {
-    "use_qalora": "QALoRA pools the input in groups: its delta is not a LoRA delta, and PEFT does not merge it either",
-    "use_bdlora": "BD-LoRA keeps block-diagonal factors as one narrow matrix",
-    "arrow_config": "Arrow routes between adapters by the input: there is no one delta",
-    "kasa_config": "KaSA truncates the base's singular values when it loads: its base is not the base file",
-    "velora_config": "VeLoRA saves a projection beside its factors, which is not read here",
-    "monteclora_config": "MonteCLoRA saves sampler states beside its factors, which are not read here",
-    "alora_invocation_tokens": "aLoRA acts only behind certain tokens: there is no one delta",
-    "layer_replication": "the tuned model has more layers than the base file",
-    "target_parameters": "the keys do not name the parameter that they change",
-}
-"""Fields of LoRA that are refused where they are set, each with the reason."""
-
-PLAIN_STARTS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
-REWRITES: Final[Mapping[str, str]] = {
-    "pissa": "PiSSA subtracts the base's largest singular components from it before training",
-    "olora": "OLoRA subtracts a QR product from the base before training",
-    "corda": "CorDA subtracts components from the base that need its calibration data to find again",
-    "lora_ga": "LoRA-GA offsets the base by its first factors, which are not saved",
-    "loftq": "LoftQ trains on a quantised copy of the base",
-}
-"""Values of init_lora_weights after which the adapter does not belong to the base file alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +49,21 @@ class AdapterConfig:
     ensure_weight_tying: bool = False
     base_model: str | None = None
     peft_version: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    """What the formulas of other methods read, by PEFT's names; see `Family.options`."""
     fields: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
     """Every field as it was given, as JSON has it: what an adapter made from this one is saved with."""
 
     @classmethod
-    def from_mapping(cls, raw: Mapping[str, object], where: str = "config") -> AdapterConfig:
+    def from_mapping(
+        cls, raw: Mapping[str, object], where: str = "config", families: Mapping[str, Family] = FAMILIES
+    ) -> AdapterConfig:
         """The config in `raw`: adapter_config.json's object, `peft_config.to_dict()`, or just {"lora_alpha": 16}.
 
+        Args:
+            raw: The fields.
+            where: What they are of, for errors.
+            families: The methods to know.
         Raises:
             ConfigError: A field has a value that cannot be meant. All problems come at once.
             Unsupported: The method, an option or a set field that is not known would change the result.
@@ -118,20 +71,81 @@ class AdapterConfig:
         if not isinstance(raw, Mapping):
             raise wrong(where, "a mapping of field names to values", raw)
         given = {key: plain(value) for key, value in raw.items()}
-        kind = _peft_type(given.get("peft_type"), f"{where}: peft_type")
-        readers = READERS["any"] | READERS[kind]
+        method = Method.of(given.get("peft_type"), f"{where}: peft_type", families)
+        kind, start = method.kind, str(given.get("init_lora_weights")).lower()
         problems: list[WiseftError] = []
-        read: dict[str, object] = {"peft_type": kind, "fields": dict(given)}
+        options: dict[str, object] = {"init_lora_weights": start} if start in method.starts else {}
+        read: dict[str, object] = {"peft_type": kind, "fields": dict(given), "options": options}
         if kind == "TRAINABLE_TOKENS":
             given["trainable_token_indices"] = tokens_by_module(given, where)
-        for name, reader in readers.items():
+        for name, reader in method.readers.items():
             try:
                 if given.get(name) is not None:
-                    read[RENAMED.get(name, name)] = reader(given[name], f"{where}: {name}")
+                    own = RENAMED.get(name, name)
+                    (read if own in cls.__dataclass_fields__ else options)[own] = reader(
+                        given[name], f"{where}: {name}"
+                    )
             except WiseftError as problem:
                 problems.append(problem)
-        WiseftError.raise_all(problems + _refusals(given, kind, where))
+        WiseftError.raise_all(problems + refusals(given, method, where))
         return cls(**read)  # type: ignore[arg-type]
+
+    def said(self, name: str) -> object:
+        """What the config says of a field that changes numbers; None for nothing."""
+        return self.options.get(name, getattr(self, name, None))
+
+    def said_at(self, module: str, wanted: Mapping[str, Option]) -> dict[str, object]:
+        """What the config says at `module` of each wanted option that it speaks of; defaults are filled in.
+
+        Args:
+            module: Path of the module, without `base_model.model.`: patterns are matched against it.
+            wanted: Options by name.
+        """
+        found: dict[str, object] = {}
+        for name, option in wanted.items():
+            patterns = self.said(option.pattern) if option.pattern is not None else None
+            match = first_match(patterns, module) if isinstance(patterns, Mapping) else None
+            value = self.said(name) if match is None else match[1]
+            if option.kind == MODULES:
+                value = _lists(value, module)
+            value = option.default if value is None else value
+            if value is not None:
+                found[name] = value
+        return found
+
+    def options_at(self, module: str, wanted: Mapping[str, Option], rank: int | None = None) -> Options:
+        """Every wanted option as it is at `module`.
+
+        Args:
+            module: As for `said_at`.
+            wanted: Options by name; "r" is the rank.
+            rank: The rank of the module's factors, as their shapes say; None if they have none.
+
+        Raises:
+            ConfigNeeded: The config does not say what is never guessed.
+            ConfigError: It asks for another rank than the factors have.
+        """
+        found = self.said_at(module, wanted)
+        if "r" in wanted and rank is not None:
+            said = found.get("r")
+            if rank < 1 or (said is not None and said != rank):
+                match = first_match(self.rank_pattern, module)
+                source = "r" if match is None else f"rank_pattern[{match[0]!r}]"
+                raise ConfigError(
+                    f"rank of {module}",
+                    expected=f"{said} ({source} of the config)" if said is not None else "at least 1",
+                    got=f"{rank} (shape of the factors)",
+                    hint="config and tensors belong to different adapters, or the rank was changed in one of them",
+                )
+            found["r"] = rank
+        for name in wanted.keys() - found.keys():
+            raise ConfigNeeded(
+                f"scale of {module}" if name == "lora_alpha" else f"{name} of {module}",
+                expected=f"{name} in the adapter's config",
+                got=f"no {name}",
+                hint=f'give config={{"{name}": ...}}, the value used in training: {name} is never guessed',
+            )
+        return found
 
     def scale(self, module: str, rank: int) -> float:
         """The factor in front of B·A at `module`, in float64: lora_alpha / rank, or / sqrt(rank) for rsLoRA.
@@ -144,25 +158,7 @@ class AdapterConfig:
             ConfigNeeded: Neither lora_alpha nor a pattern of alpha_pattern settles it.
             ConfigError: The config asks for another rank than the factors have.
         """
-        by_rank, by_alpha = first_match(self.rank_pattern, module), first_match(self.alpha_pattern, module)
-        said = self.r if by_rank is None else by_rank[1]
-        lora_alpha = self.lora_alpha if by_alpha is None else by_alpha[1]
-        if rank < 1 or (said is not None and said != rank):
-            source = "r" if by_rank is None else f"rank_pattern[{by_rank[0]!r}]"
-            raise ConfigError(
-                f"rank of {module}",
-                expected=f"{said} ({source} of the config)" if said is not None else "at least 1",
-                got=f"{rank} (shape of the factors)",
-                hint="config and tensors belong to different adapters, or the rank was changed in one of them",
-            )
-        if lora_alpha is None:
-            raise ConfigNeeded(
-                f"scale of {module}",
-                expected="lora_alpha in the adapter's config",
-                got="no lora_alpha",
-                hint='give config={"lora_alpha": ...}, the value used in training: lora_alpha is never guessed',
-            )
-        return lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return LORA.scale(self.options_at(module, LORA.options, rank)) if LORA.scale is not None else 1.0
 
     def check_work(self, modules: Iterable[str]) -> None:
         """Refuse patterns that would keep a machine busy over `modules`, before the first of them is matched.
@@ -170,7 +166,7 @@ class AdapterConfig:
         Raises:
             Unsupported: Matching takes more steps than any adapter needs.
         """
-        patterns = [compile_pattern(text) for text in dict.fromkeys([*self.rank_pattern, *self.alpha_pattern])]
+        patterns = [compile_pattern(text) for text in self._patterns()]
         paths, work = list(modules), 0
         light = paths[::PLAIN_PER_STEP]
         for pattern in patterns:
@@ -187,8 +183,12 @@ class AdapterConfig:
     def unused_patterns(self, modules: Iterable[str]) -> tuple[str, ...]:
         """The keys of rank_pattern and alpha_pattern that match none of `modules`."""
         paths = tuple(modules)
-        patterns = dict.fromkeys([*self.rank_pattern, *self.alpha_pattern])
-        return tuple(p for p in patterns if not any(matches(compile_pattern(p), path) for path in paths))
+        return tuple(p for p in self._patterns() if not any(matches(compile_pattern(p), path) for path in paths))
+
+    def _patterns(self) -> dict[str, None]:
+        """The keys of rank_pattern, alpha_pattern and their like, each once."""
+        others = [table for table in self.options.values() if isinstance(table, Mapping)]
+        return dict.fromkeys(key for table in (self.rank_pattern, self.alpha_pattern, *others) for key in table)
 
     def token_rows(self, module: str) -> tuple[int, ...]:
         """The rows of `module` that were trained.
@@ -213,46 +213,8 @@ class AdapterConfig:
         return fitting.pop()
 
 
-def _peft_type(value: object, where: str) -> str:
-    """The method, if it is one of those supported."""
-    kind = "LORA" if value is None else string(value, where)
-    if kind in SUPPORTED:
-        return kind
-    got = kind
-    hint = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
-    if kind in PROMPT_METHODS:
-        got = f"{kind} — it trains prompts: there is no weight delta to interpolate"
-        hint = "nothing to do here: the weights of the base are unchanged"
-    raise Unsupported(where, expected=" or ".join(SUPPORTED), got=got, hint=hint)
-
-
-def _refusals(given: Mapping[str, object], kind: str, where: str) -> list[WiseftError]:
-    """An error for each field that is set and would change the result in a way not supported."""
-    tables = (READERS["any"], READERS[kind], HARMLESS["any"], HARMLESS[kind])
-    known = {"peft_type"}.union(*tables)
-    problems: list[WiseftError] = []
-    for name, value in given.items():
-        if name in known or is_unset(value):
-            continue
-        if kind == "LORA" and name == "init_lora_weights":
-            problems += _start(value, f"{where}: {name}")
-        elif kind == "LORA" and name in REFUSED:
-            got, hint = f"{value!r} — {REFUSED[name]}", "train without it, or merge with PEFT where it can"
-            problems.append(Unsupported(f"{where}: {name}", expected="not set", got=got, hint=hint))
-        else:
-            expected, hint = f"a field of {kind} in PEFT 0.21, or not set", "remove it if it does not change the result"
-            problems.append(Unsupported(f"{where}: {name}", expected=expected, got=repr(value), hint=hint))
-    return problems
-
-
-def _start(value: object, where: str) -> list[WiseftError]:
-    """What is wrong with init_lora_weights: starts that rewrite the base, or are not known."""
-    if not isinstance(value, bool | str):
-        return [wrong(where, "true, false or a method's name", value)]
-    start = str(value).lower()
-    if start in PLAIN_STARTS:
-        return []
-    reasons = [reason for name, reason in REWRITES.items() if start == name or start.startswith(f"{name}_")]
-    hint = "convert the adapter to plain LoRA when saving (path_initial_model_for_weight_conversion), where PEFT can"
-    got = f"{value!r} — {reasons[0] if reasons else 'not known: it may rewrite the base'}"
-    return [Unsupported(where, expected=f"true, false or one of {listed(PLAIN_STARTS, most=9)}", got=got, hint=hint)]
+def _lists(listed: object, module: str) -> bool:
+    """Whether an option that lists modules has this one: by the end of its name, or by a pattern, as in PEFT."""
+    if isinstance(listed, str):
+        return matches(compile_pattern(whole(listed)), module)
+    return isinstance(listed, tuple) and module.endswith(listed)

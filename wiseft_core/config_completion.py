@@ -41,11 +41,12 @@ def completed(
 def _own_fields(config: AdapterConfig) -> dict[str, object]:
     """The fields of a config that are not left at their defaults, as JSON spells them."""
     default, names = AdapterConfig(), {own: name for name, own in RENAMED.items()}
-    return {
+    own = {
         names.get(field.name, field.name): plain(getattr(config, field.name))
         for field in fields(config)
-        if field.compare and getattr(config, field.name) != getattr(default, field.name)
+        if field.compare and field.name != "options" and getattr(config, field.name) != getattr(default, field.name)
     }
+    return own | {name: plain(value) for name, value in config.options.items()}
 
 
 def _from_tensors(

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum
+from functools import partial
 from typing import Final, TypeVar
 
 from wiseft_core.errors import ConfigError, Unsupported, WiseftError
+from wiseft_core.families import MODULES, Option
 from wiseft_core.naming.patterns import compile_pattern
 
 T = TypeVar("T")
+Reader = Callable[[object, str], object]
 MAX_RANK: Final = 65_536
 MAX_LORA_ALPHA: Final = 1e9
 MAX_TOKEN: Final = 2**31
@@ -157,8 +160,67 @@ def tokens_by_module(given: Mapping[str, object], where: str) -> dict[str, objec
     return dict.fromkeys(modules, given.get("token_indices"))
 
 
+def _number(value: object, where: str) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise wrong(where, "a finite number", value)
+    return float(value)
+
+
+def _count(value: object, where: str) -> int:
+    """A whole number: a size, a count or a seed."""
+    return _whole(value, where, 0, 2**63)
+
+
+def _modules(value: object, where: str) -> tuple[str, ...] | str:
+    """Modules by the ends of their names, or by a pattern of whole names."""
+    if isinstance(value, list):
+        return _names(value, where)
+    _patterns({whole(string(value, where)): 1}, where, _rank)
+    return str(value)
+
+
+def whole(pattern: str) -> str:
+    """A pattern that fits whole paths only, as `re.fullmatch` does."""
+    return f"^({pattern})"
+
+
+def _word(kinds: tuple[object, ...]) -> Reader:
+    """A reader of one of a few values."""
+
+    def read(value: object, where: str) -> object:
+        if not any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
+            raise wrong(where, " or ".join(map(repr, kinds)), value)
+        return value
+
+    return read
+
+
+KINDS: Final[Mapping[object, Reader]] = {bool: _flag, int: _count, float: _number, MODULES: _modules}
+"""How each kind of option is read."""
+
+
+def option_readers(options: Mapping[str, Option]) -> dict[str, Reader]:
+    """How a family's options are read, and the patterns that override them."""
+    readers: dict[str, Reader] = {}
+    for name, option in options.items():
+        reader = _rank if name == "r" else _word(option.kind) if isinstance(option.kind, tuple) else KINDS[option.kind]
+        readers[name] = reader
+        if option.pattern is not None:
+            readers[option.pattern] = partial(_patterns, reader=reader)
+    return readers
+
+
+def _trained_biases(value: object, where: str) -> str:
+    """Which biases were trained, in any method's words."""
+    said = string(value, where)
+    if said not in ("none", "all") and not said.endswith("_only"):
+        raise wrong(where, "none, all or ..._only", value)
+    return said
+
+
 RENAMED: Final = {"base_model_name_or_path": "base_model"}
-READERS: Final[Mapping[str, dict[str, Callable[[object, str], object]]]] = {
+READERS: Final[Mapping[str, dict[str, Reader]]] = {
     "any": {"task_type": string, "base_model_name_or_path": string, "peft_version": string},
     "LORA": {
         "lora_alpha": _lora_alpha,
@@ -175,5 +237,6 @@ READERS: Final[Mapping[str, dict[str, Callable[[object, str], object]]]] = {
         "ensure_weight_tying": _flag,
     },
     "TRAINABLE_TOKENS": {"trainable_token_indices": _token_indices},
+    "others": {"bias": _trained_biases, "modules_to_save": _names, "fan_in_fan_out": _flag},
 }
-"""How each field that changes numbers is read, by method."""
+"""How each field that changes numbers is read, by method; what the others read besides, their families say."""

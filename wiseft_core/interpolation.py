@@ -79,7 +79,7 @@ def interpolate(
                 [2., 2., 2.]])
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs)
+    tuned = as_tuned(adapter, config, source.specs, families)
     bound = bound_of(
         source,
         [tuned],

@@ -23,7 +23,7 @@ from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError,
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.families.lora import delta
 from wiseft_core.interpolation import bound_of
-from wiseft_core.layouts import EMBEDDING, LAYOUTS, WHOLE, Layout, matrix_shape
+from wiseft_core.layouts import CONVOLUTION, EMBEDDING, FLAT, LAYOUTS, WHOLE, Layout, matrix_shape
 from wiseft_core.lowrank import Pair
 from wiseft_core.numerics import is_all_finite
 from wiseft_core.sources import Adapter, BaseLike, as_source
@@ -107,7 +107,7 @@ def combine_adapters(
     """
     _check_method(method, rank)
     pairs, source = list(adapters), as_source(base)
-    tuned = all_tuned([adapter for adapter, _ in pairs], source)
+    tuned = all_tuned([adapter for adapter, _ in pairs], source, families)
     WiseftError.raise_all([_complete(number) for number, one in enumerate(tuned, start=1) if one.complete])
     bound = bound_of(
         source,
@@ -187,7 +187,7 @@ class _Sum:
         """What one adapter adds, as a product; trained rows are one component each."""
         step = term.steps[-1]
         if term.rows is None:
-            return Pair(step.factors["A"], step.factors["B"] * (step.scale * alpha))
+            return Pair(step.factors["A"], step.factors["B"] * (step.hyper.scale * alpha))
         base, (height, width) = self.bound.base, matrix_shape(self.bound.base.specs[self.name].shape)
         rows = [base.read(self.name, row * width, (row + 1) * width).cpu().double() for row in term.rows]
         moved = (step.factors["rows"] - torch.stack(rows)) * alpha
@@ -206,7 +206,8 @@ def _sum(view: StateDict, name: str) -> _Sum | None:
     active = tuple(at for at, alpha in enumerate(view.share(name)) if alpha)
     steps = [view.bound.parts[at].plan.bindings[name].steps[-1] for at in active]
     layouts = [EMBEDDING if step.family == "tokens" else LAYOUTS[step.layout] for step in steps]
-    told = {layout for layout in layouts if layout != WHOLE}
+    # What another method sees as a flat matrix is a convolution to LoRA.
+    told = {CONVOLUTION if layout == FLAT else layout for layout in layouts if layout != WHOLE}
     if len(told) > 1:
         raise Unsupported(
             f"{name} — the adapters take this weight for modules of different kinds",
@@ -220,9 +221,7 @@ def _sum(view: StateDict, name: str) -> _Sum | None:
 def _is_product(bound: Bound, part: Part, binding: Binding) -> bool:
     """Whether a change is one product that does not depend on the weight, or trained rows."""
     *before, step = binding.steps
-    record = bound.families[step.family]
-    change = record.parameters.get(step.parameter) or record.parameters["*"]
-    if change.delta is not delta:
+    if not any(form.delta is delta for form in bound.families[step.family].forms(step.parameter)):
         return step.family == "tokens"
     return all(_is_base(bound, part, binding.name, one.factors["value"]) for one in before)
 

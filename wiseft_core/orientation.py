@@ -39,7 +39,7 @@ class Orientation:
         """Gather the evidence: the model type, and which way round the adapter's non-square weights are."""
         seen = set()
         for name, site in sites.items():
-            weight, key = base[name].shape, site.factors.get("A")
+            weight, key = base[name].shape, None if site.method else site.factors.get("A")
             if key is not None and len(weight) == 2 and weight[0] != weight[1]:
                 seen.add((_leaf(site) in CONV1D_MODULES, adapter[key].shape[1:] == weight[:1]))
         said = (base_config or {}).get("model_type")

@@ -36,7 +36,7 @@ def plan(
         WiseftError: Everything that `interpolate` refuses before it reads a value.
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs)
+    tuned = as_tuned(adapter, config, source.specs, families)
     return bind_sources(source, tuned, base_config=base_config, output_dtype=output_dtype, families=families)
 
 

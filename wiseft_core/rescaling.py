@@ -22,6 +22,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
+from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
 from wiseft_core.sites import Site, collect
 from wiseft_core.sources import Adapter, BaseLike, Source, as_source, as_tuned
@@ -96,10 +97,11 @@ def rescale(
                 [0.5000]])
     """
     source = None if base is None else as_source(base)
-    tuned = as_tuned(adapter, config, {} if source is None else source.specs)
+    tuned = as_tuned(adapter, config, {} if source is None else source.specs, families)
     if tuned.complete:
         _refuse_checkpoint()
-    parsed = parse_keys(tuned.source.specs)
+    spelling = suffixes(families, tuned.config)
+    parsed = parse_keys(tuned.source.specs, suffixes=spelling)
     if source is None:
         source = _implied(tuned.source, parsed)
         base_config = {"model_type": ""}  # whichever way round a square weight is, its factors are the same
@@ -122,7 +124,7 @@ def rescale(
             changed |= _rescaled(bound, name, view.alphas[0][name])
     tensors = {
         saved: changed[key] if key in changed else whole(bound.parts[0], key)
-        for key, saved in saved_keys(parsed).items()
+        for key, saved in saved_keys(parsed, spelling).items()
     }
     return Rescaled(tensors, tuned.config, view=view)
 
@@ -157,10 +159,10 @@ def _implied(adapter: Source, parsed: Mapping[str, PeftKey]) -> Source:
         ConfigError: A tensor of the adapter means nothing without a base.
     """
     sites, specs = collect(parsed), adapter.specs
-    low = [site for site in sites if ADDED.issuperset(site.factors)]
+    low = [site for site in sites if _is_added(site)]
     values = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
     same = {name: key for name, key in values.items() if not specs[key].is_float}
-    needy = [site.target for site in sites if not ADDED.issuperset(site.factors) and site.target not in same]
+    needy = [site.target for site in sites if not _is_added(site) and site.target not in same]
     if needy:
         raise ConfigError(
             f"{listed(needy, most=10)} — {len(needy)} tensor(s) cannot be rescaled without the base",
@@ -170,6 +172,11 @@ def _implied(adapter: Source, parsed: Mapping[str, PeftKey]) -> Source:
         )
     shapes = {site.target: _implied_spec(site, specs) for site in low}
     return _Implied(shapes | {name: specs[key] for name, key in same.items()}, adapter, same)
+
+
+def _is_added(site: Site) -> bool:
+    """Whether a site adds what its factors alone give, to a weight of a shape that they alone tell."""
+    return not site.method and ADDED.issuperset(site.factors)
 
 
 def _implied_spec(site: Site, adapter: Mapping[str, TensorSpec]) -> TensorSpec:
@@ -195,7 +202,7 @@ def _open_steps(bound: Bound, name: str) -> list[WiseftError]:
     problems: list[WiseftError] = []
     for position, spec in enumerate(bound.parts[0].plan.bindings[name].steps):
         change = bound.change(spec)
-        if change.value is None and change.rescaled is None:
+        if not change.closed:
             got, hint = f"{spec.family}, whose factors cannot express it", "interpolate the whole model instead"
         elif position and change.delta is None:
             got = f"{spec.family} over a weight that was saved with the adapter"
@@ -239,10 +246,14 @@ def _factors(bound: Bound, binding: Binding, spec: StepSpec, alpha: float) -> di
         with_them = replace(step, factors={**step.factors, **wide})
         return total_of(with_them, shape, (), partial(bound.base.read, binding.name), numbers)
 
-    if step.change.rescaled is None:
-        raise TypeError("a change without a closed form was let through")
+    linear = step.change.linear
     try:
-        found = stored(step.change.rescaled(step.factors, alpha, total))
+        if linear is not None:
+            found = stored({linear: step.factors[linear] * alpha})
+        elif step.change.rescaled is not None:
+            found = stored(step.change.rescaled(step.factors, alpha, total))
+        else:
+            raise TypeError("a change without a closed form was let through")
     except NotFinite as error:
         error.where = f"{binding.name} — {error.where}"
         raise

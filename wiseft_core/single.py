@@ -14,10 +14,11 @@ from torch import Tensor
 
 from wiseft_core import dtypes
 from wiseft_core.blending import Term, tile_values
-from wiseft_core.errors import ConfigError, MissingFactor, ShapeMismatch, listed
-from wiseft_core.families import FAMILIES, Change, Family
+from wiseft_core.errors import ConfigError, ShapeMismatch, listed
+from wiseft_core.families import FAMILIES, Family, Hyper, Options
 from wiseft_core.interpolation import check_numbers
-from wiseft_core.layouts import LAYOUTS, Layout, fit
+from wiseft_core.layouts import LAYOUTS, Layout, Shape
+from wiseft_core.methods import Fit, fits, with_roles
 from wiseft_core.schedules import check_alpha
 from wiseft_core.sources import Memory
 from wiseft_core.tiles import Numbers, Step, factor_matrix, grid, measured
@@ -32,6 +33,7 @@ def interpolate_tensor(
     *,
     family: str = "lora",
     scale: float = 1.0,
+    options: Options | None = None,
     layout: str = "linear",
     parameter: str = "weight",
     extrapolate: bool = False,
@@ -55,6 +57,7 @@ def interpolate_tensor(
         alpha: The coefficient, finite and in [0, 1].
         family: A key of `families`.
         scale: s of the family's formula: lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
+        options: What else the formula reads from the method's config, by PEFT's names; None: their defaults.
         layout: How the weight is stored.
         parameter: Which of the family's parameters this is.
         extrapolate: Allow alpha outside [0, 1].
@@ -69,12 +72,14 @@ def interpolate_tensor(
     """
     coefficient = check_alpha(alpha, "alpha", extrapolate=extrapolate)
     check_numbers(compute_dtype, overflow)
-    parameters = _known(families, family, "family").parameters
-    change = parameters["*"] if "*" in parameters else _known(parameters, parameter, "parameter")
+    record = _known(families, family, "family")
+    if "*" not in record.parameters:
+        _known(record.parameters, parameter, "parameter")
+    said = {name: option.default for name, option in record.options.items()} | dict(options or {})
     tensors = {role: dtypes.as_tensor(factor, role) for role, factor in factors.items()}
     stored, place = dtypes.as_tensor(weight, "weight"), _known(LAYOUTS, layout, "layout")
     shape = tuple(stored.shape)
-    sizes = _check_factors(change, place, tensors, shape)
+    _, change, _, sizes = _fit(record, parameter, place, tensors, shape, said)
     asked = dtypes.parse_dtype(output_dtype)
     output = stored.dtype if asked is None else dtypes.TORCH_DTYPES[asked]
     numbers = Numbers(compute_dtype, output, overflow, stored.device)
@@ -84,8 +89,11 @@ def interpolate_tensor(
         step = Step(
             change,
             place,
-            scale,
-            {role: factor_matrix(tensors[role], axes, role, numbers) for role, axes in whole.items()},
+            Hyper(scale, said, sizes),
+            {
+                role: factor_matrix(tensors[role], axes, role, numbers, integer=role in change.integers)
+                for role, axes in whole.items()
+            },
             {role: partial(memory.read, f"factor {role}") for role in change.factors.keys() - whole.keys()},
         )
         read = partial(memory.read, "weight")
@@ -111,24 +119,23 @@ def _known(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def _check_factors(
-    change: Change, layout: Layout, tensors: Mapping[str, Tensor], shape: tuple[int, ...]
-) -> dict[str, int]:
-    """Sizes of the free axes; factors that are not those of the family, or do not fit the weight, are refused."""
-    if change.factors.keys() != tensors.keys():
-        raise MissingFactor(
-            "factors",
-            expected=listed(change.factors, most=9),
-            got=listed(tensors, most=9) or "none",
-            hint="name the factors by role, as in the family's docstring",
-        )
+def _fit(
+    record: Family, parameter: str, layout: Layout, tensors: Mapping[str, Tensor], weight: Shape, options: Options
+) -> Fit:
+    """The form that is meant; factors that are not those of the family, or do not fit the weight, are refused."""
+    forms = {
+        at: form
+        for at, form in with_roles(record, parameter, dict.fromkeys(tensors, "factors"), "factors").items()
+        if form.when is None or form.when(options)
+    }
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
-    sizes = fit(layout, change.factors, shapes, shape)
-    if sizes is None or sizes.get("row") not in (None, *shape[:1]):
+    found = [one for one in fits(forms, shapes, weight, [layout.name]) if one.sizes.get("row") in (None, *weight[:1])]
+    if len(found) != 1:
+        axes = {role: names for form in forms.values() for role, names in form.factors.items()}
         raise ShapeMismatch(
-            f"factors for a {layout.name} weight {list(shape)}",
-            expected=", ".join(f"{role} ({axes})" for role, axes in change.factors.items()),
+            f"factors for a {layout.name} weight {list(weight)}",
+            expected=", ".join(f"{role} ({names})" for role, names in axes.items()),
             got=", ".join(f"{role} {list(sizes)}" for role, sizes in shapes.items()),
             hint="see the shapes in the family's docstring; is this the right layout?",
         )
-    return sizes
+    return found[0]

@@ -36,11 +36,18 @@ TASK_HEADS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """All adapter tensors of one parameter: factors by role, as adapter keys."""
+    """All adapter tensors of one parameter: factors by role, as adapter keys.
+
+    Attributes:
+        method: PEFT's word for the method whose keys they have; "" for LoRA and for what comes with every method.
+        companion: Whether the parameter has no key of its own, and changes with the factors of another one.
+    """
 
     module: str
     parameter: str
     factors: Mapping[str, str]
+    method: str = ""
+    companion: bool = False
 
     @property
     def target(self) -> str:
@@ -59,12 +66,40 @@ class Placement:
 
 
 def collect(parsed: Mapping[str, PeftKey]) -> tuple[Site, ...]:
-    """Group parsed adapter keys by module and parameter, in the adapter's order."""
+    """Group parsed adapter keys by module and parameter, in the adapter's order; shared factors belong to every group.
+
+    Raises:
+        UnclaimedKey: A factor is shared by no module.
+    """
+    shared = {(said.method, said.role): key for key, said in parsed.items() if said.shared}
+    copied = copies(parsed)
     groups: dict[tuple[str, str], dict[str, str]] = {}
+    methods: dict[tuple[str, str], str] = {}
     for key, part in parsed.items():
-        if part.role != "ignored":
-            groups.setdefault((part.module, part.parameter), {})[part.role] = key
-    return tuple(Site(module, parameter, factors) for (module, parameter), factors in groups.items())
+        if part.role != "ignored" and not part.shared and key not in copied:
+            groups.setdefault(part[:2], {})[part.role] = key
+            methods[part[:2]] = part.method or methods.get(part[:2], "")
+    lonely = [key for (method, _), key in shared.items() if method not in methods.values()]
+    if lonely:
+        raise UnclaimedKey(
+            f"{listed(lonely)} — a factor that all modules share, and there is no module",
+            expected="factors of at least one module beside it",
+            got="none",
+            hint="the adapter file is damaged",
+        )
+    for at, factors in groups.items():
+        factors |= {role: key for (method, role), key in shared.items() if method == methods[at]}
+    return tuple(Site(*at, factors, methods[at]) for at, factors in groups.items())
+
+
+def copies(parsed: Mapping[str, PeftKey]) -> dict[str, str]:
+    """Keys of a module's own copies of what the whole model shares, each with the key of that."""
+    shared = {(said.method, said.role): key for key, said in parsed.items() if said.shared}
+    return {
+        key: shared[said.method, said.role]
+        for key, said in parsed.items()
+        if not said.shared and (said.method, said.role) in shared
+    }
 
 
 def place(
@@ -154,7 +189,7 @@ def _plausible(site: Site, spec: TensorSpec, adapter: Mapping[str, TensorSpec]) 
         return False
     first = shapes.get("A") or shapes.get("embedding_A")
     second = shapes.get("B") or shapes.get("embedding_B")
-    if not first or not second or not spec.shape:
+    if site.method or not first or not second or not spec.shape:
         return True
     return sorted((math.prod(first[1:]), second[0])) == sorted((spec.shape[0], math.prod(spec.shape[1:])))
 

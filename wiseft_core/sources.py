@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, DtypeMismatch, Unsupported, listed
+from wiseft_core.families import FAMILIES, Family
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import read_file
 from wiseft_core.store.strict_json import load_json
@@ -116,12 +117,15 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def open_adapter(path: str | os.PathLike[str], *, name: str | None = None) -> Adapter:
+def open_adapter(
+    path: str | os.PathLike[str], *, name: str | None = None, families: Mapping[str, Family] = FAMILIES
+) -> Adapter:
     """Open an adapter that PEFT saved: `adapter_config.json` with `adapter_model.safetensors`.
 
     Args:
         path: The folder, or the safetensors file inside it.
         name: A named adapter, saved in the sub-folder of that name.
+        families: The methods to know.
     Raises:
         CheckpointError: Something is missing or malformed, or the folder holds several adapters and none is named.
         Unsupported: The weights are pickled, or the config asks for what is not supported.
@@ -154,7 +158,7 @@ def open_adapter(path: str | os.PathLike[str], *, name: str | None = None) -> Ad
             got=type(raw).__name__,
             hint="use the file that PEFT saved with the adapter",
         )
-    config = AdapterConfig.from_mapping(raw, str(folder / CONFIG_FILE))
+    config = AdapterConfig.from_mapping(raw, str(folder / CONFIG_FILE), families)
     return Adapter(open_checkpoint(folder / WEIGHTS_FILE), config, str(folder), content)
 
 
@@ -168,11 +172,14 @@ class Tuned(NamedTuple):
 
 
 def as_tuned(
-    adapter: Adapter | BaseLike, config: AdapterConfig | Mapping[str, object] | None, base: Mapping[str, TensorSpec]
+    adapter: Adapter | BaseLike,
+    config: AdapterConfig | Mapping[str, object] | None,
+    base: Mapping[str, TensorSpec],
+    families: Mapping[str, Family] = FAMILIES,
 ) -> Tuned:
     """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's."""
-    given = AdapterConfig.from_mapping(config) if isinstance(config, Mapping) else config
-    adapter = opened(adapter)
+    given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
+    adapter = opened(adapter, families)
     if isinstance(adapter, Checkpoint):
         return Tuned(adapter, given, given is None)
     if isinstance(adapter, Adapter):
@@ -181,7 +188,7 @@ def as_tuned(
     return Tuned(source, given, given is None and base.keys() <= source.specs.keys())
 
 
-def opened(adapter: Adapter | BaseLike) -> Adapter | Mapping[str, Tensor]:
+def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:
     """A path opened, as an adapter or as a full checkpoint, whichever it holds; anything else as it is."""
     if not isinstance(adapter, str | os.PathLike):
         return adapter
@@ -190,7 +197,7 @@ def opened(adapter: Adapter | BaseLike) -> Adapter | Mapping[str, Tensor]:
         is_adapter = (place / CONFIG_FILE).exists() or not _holds_model(place)
     else:
         is_adapter = place.name == WEIGHTS_FILE
-    return open_adapter(place) if is_adapter else open_checkpoint(place)
+    return open_adapter(place, families=families) if is_adapter else open_checkpoint(place)
 
 
 def _holds_model(folder: Path) -> bool:

@@ -93,7 +93,10 @@ def _factor_tensors(view: StateDict, at: Mapping[str, str], factors: Mapping[str
         shape, sizes, kind = view.spec(name).shape, {"rank": len(first)}, "embedding_" * (layout == EMBEDDING)
         for role, axes, factor in (("A", "rank in", first), ("B", "out rank", second)):
             key = format_key(PeftKey(module, "weight", kind + role, None))
-            tensors[key] = factor.reshape(layout.factor_shape(axes, shape, sizes))
+            stored = layout.factor_shape(axes, shape, sizes)
+            if stored is None:
+                raise TypeError(f"{layout.name} has no place for {axes}")
+            tensors[key] = factor.reshape(stored)
     return tensors
 
 

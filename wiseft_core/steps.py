@@ -19,23 +19,43 @@ from wiseft_core.errors import (
     Unsupported,
     listed,
 )
-from wiseft_core.families import Change, Family
-from wiseft_core.layouts import CONVOLUTION, EMBEDDING, LINEAR, TRANSPOSED, WHOLE, Layout, fit
+from wiseft_core.families import Change, Family, Hyper
+from wiseft_core.layouts import LAYOUTS, is_free
+from wiseft_core.methods import family_of, fits, with_roles
 from wiseft_core.orientation import Orientation
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 
+INTEGERS = ("I32", "I64")
+"""The dtypes that factors of integers have."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """One change to one tensor, by names: family, parameter, layout, scale, rank, adapter key of each factor."""
+    """One change to one tensor, by names.
+
+    Attributes:
+        family: Its family.
+        parameter: The parameter of the module.
+        layout: How that is stored.
+        hyper: What the formula reads besides weight and factors.
+        rank: The rank of the factors, where they have one.
+        factors: The adapter key of each factor by role.
+        form: Which of the family's forms it is.
+    """
 
     family: str
     parameter: str
     layout: str
-    scale: float
+    hyper: Hyper
     rank: int | None
     factors: Mapping[str, str]
+    form: int = 0
+
+    @property
+    def scale(self) -> float:
+        """s of the formula."""
+        return self.hyper.scale
 
     def as_dict(self) -> dict[str, Any]:
         """The step as JSON sees it."""
@@ -57,25 +77,18 @@ class Scene:
 def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[StepSpec, ...]:
     """The changes that a site makes to the base tensor `name`, in the order in which they apply.
 
-    A saved copy of the base weight comes first, and a low-rank change is added to that.
+    A saved copy of the base weight comes first, and another change is added to that. A companion that its method
+    leaves alone has none.
 
     Raises:
         MissingFactor, ShapeMismatch, DtypeMismatch, ConfigError, ConfigNeeded, Unsupported: What does not fit.
     """
     factors = dict(site.factors)
-    for key in factors.values():
-        if not scene.adapter[key].is_float:
-            raise DtypeMismatch(
-                f"{key} — not a float tensor",
-                expected="factors of a float dtype",
-                got=f"{scene.adapter[key]}",
-                hint="quantised adapters are not supported: save the adapter in bf16, fp16 or fp32",
-            )
-    steps = []
+    steps: tuple[StepSpec, ...] = ()
     if "value" in factors:
-        steps.append(_step("full", {"value": factors.pop("value")}, (WHOLE,), site, name, spec, scene))
+        steps = _step("full", {"value": factors.pop("value")}, ("whole",), site, name, spec, scene)
     if not factors:
-        return tuple(steps)
+        return steps
     if "rows" in factors:
         if steps or len(factors) > 1:
             raise Unsupported(
@@ -84,12 +97,11 @@ def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[Ste
                 got=f"adapter keys {listed(site.factors.values())}",
                 hint="merge one of the two with PEFT first",
             )
-        return (_step("tokens", factors, (WHOLE,), site, name, spec, scene),)
-    if "bias" in factors:
-        _check_flag(scene.config, "lora_bias", factors["bias"])
-        return (*steps, _step("lora", factors, (WHOLE,), site, name, spec, scene))
-    embedding = any(role.startswith("embedding_") for role in factors)
-    if embedding and not factors.keys().isdisjoint(("A", "B")):
+        return _step("tokens", factors, ("whole",), site, name, spec, scene)
+    if not site.method:
+        _check_flags(scene.config, factors)
+    embedding = {role for role in factors if role.startswith("embedding_")}
+    if embedding and {f"embedding_{role}" for role in factors} & embedding:
         raise Unsupported(
             f"{name} — factors of a linear layer together with those of an embedding",
             expected="one pair of factors",
@@ -97,40 +109,33 @@ def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[Ste
             hint="the adapter file is damaged: one module is of one kind",
         )
     factors = {role.removeprefix("embedding_"): key for role, key in factors.items()}
-    layouts = (EMBEDDING,) if embedding else (LINEAR, TRANSPOSED) if len(spec.shape) == 2 else (CONVOLUTION,)
-    return (*steps, _step(_low_rank(factors, site, scene.config), factors, layouts, site, name, spec, scene))
+    family = family_of(site, factors.keys(), scene.config, scene.families)
+    layouts = ("embedding",) if embedding else tuple(name for name in LAYOUTS if name != "embedding")
+    return (*steps, *_step(family, factors, layouts, site, name, spec, scene))
 
 
-def _low_rank(factors: Mapping[str, str], site: Site, config: AdapterConfig | None) -> str:
-    """The family of a low-rank change: DoRA where there is a magnitude, if the config does not say otherwise."""
-    said = config.use_dora if config is not None else None
-    if "magnitude" in factors:
-        _check_flag(config, "use_dora", factors["magnitude"])
-        return "dora"
-    return "dora" if said else "lora"
-
-
-def _check_flag(config: AdapterConfig | None, field: str, key: str) -> None:
-    """Refuse a factor that the config says is not there."""
-    if config is not None and getattr(config, field) is False:
-        raise ConfigError(
-            f"{key} — the config says {field}: false",
-            expected=f"no such tensor, or {field}: true in adapter_config.json",
-            got="a tensor that this adapter should not have",
-            hint="config and tensors do not belong together: use the config that was saved with them",
-        )
+def _check_flags(config: AdapterConfig | None, factors: Mapping[str, str]) -> None:
+    """Refuse a factor of LoRA that the config says is not there."""
+    for role, field in (("bias", "lora_bias"), ("magnitude", "use_dora")):
+        if role in factors and config is not None and getattr(config, field) is False:
+            raise ConfigError(
+                f"{factors[role]} — the config says {field}: false",
+                expected=f"no such tensor, or {field}: true in adapter_config.json",
+                got="a tensor that this adapter should not have",
+                hint="config and tensors do not belong together: use the config that was saved with them",
+            )
 
 
 def _step(
     family: str,
     factors: Mapping[str, str],
-    layouts: tuple[Layout, ...],
+    layouts: tuple[str, ...],
     site: Site,
     name: str,
     spec: TensorSpec,
     scene: Scene,
-) -> StepSpec:
-    """One step, with its factors complete, its layout settled and its scale known."""
+) -> tuple[StepSpec, ...]:
+    """The one step, with its factors complete, its layout settled and its numbers known; none for no change."""
     if family not in scene.families:
         raise Unsupported(
             f"{name} — the family {family!r} is not in `families`",
@@ -139,65 +144,74 @@ def _step(
             hint="pass families=FAMILIES | {...}",
         )
     record = scene.families[family]
-    change = record.parameters.get(site.parameter) or record.parameters.get("*")
-    if change is None:
+    if not record.forms(site.parameter):
         raise Unsupported(
             f"{name} — {family} does not change a parameter called {site.parameter!r}",
             expected=f"one of {listed(record.parameters)}",
             got=f"adapter keys {listed(factors.values())}",
             hint="this adapter was made by a tool that we do not know",
         )
-    _complete(change, factors, family, name)
+    said = {} if scene.config is None else scene.config.said_at(site.module, record.options)
+    forms = with_roles(record, site.parameter, factors, name)
+    meant = {at: form for at, form in forms.items() if form.when is None or form.when(said)}
+    if not meant and site.companion:
+        return ()
+    _check_dtypes(factors, meant or forms, scene)
     shapes = {role: scene.adapter[key].shape for role, key in factors.items()}
-    fitting = [
-        (layout, sizes) for layout in layouts if (sizes := fit(layout, change.factors, shapes, spec.shape)) is not None
-    ]
+    fitting = fits(meant, shapes, spec.shape, layouts)
     if not fitting:
-        raise _mismatch(family, change, layouts[0], factors, shapes, name, spec)
-    layout, sizes = fitting[0]
+        raise _mismatch(family, next(iter((meant or forms).values())), layouts, factors, shapes, name, spec)
+    chosen = fitting[0]
     if len(fitting) > 1:
         layout = scene.orientation.choose(site, name)
-    rank = sizes.get("rank", scene.ranks.get(site.module))
-    return StepSpec(family, site.parameter, layout.name, _scale(record, site, rank, name, scene), rank, factors)
+        chosen = next((fit for fit in fitting if fit.layout == layout), chosen)
+    rank = chosen.sizes.get("rank", scene.ranks.get(site.module))
+    hyper = _hyper(record, site, rank, chosen.sizes, name, scene)
+    return (StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form),)
 
 
-def _complete(change: Change, factors: Mapping[str, str], family: str, name: str) -> None:
-    """Refuse a site that lacks a factor of its family, or has one too many."""
-    missing, extra = change.factors.keys() - factors.keys(), factors.keys() - change.factors.keys()
-    if missing or extra:
-        raise MissingFactor(
-            f"{name} — the factors of {family} are not complete",
-            expected=f"the factors {listed(change.factors, most=9)}",
-            got=f"adapter keys {listed(factors.values(), most=9)}",
-            hint="the adapter file is damaged, or config and tensors do not belong together",
-        )
+def _check_dtypes(factors: Mapping[str, str], forms: Mapping[int, Change], scene: Scene) -> None:
+    """Refuse factors that no form can compute with."""
+    integers = {role for form in forms.values() for role in form.integers}
+    for role, key in factors.items():
+        if not scene.adapter[key].is_float and not (role in integers and scene.adapter[key].dtype in INTEGERS):
+            raise DtypeMismatch(
+                f"{key} — not a float tensor",
+                expected="factors of a float dtype",
+                got=f"{scene.adapter[key]}",
+                hint="quantised adapters are not supported: save the adapter in bf16, fp16 or fp32",
+            )
 
 
-def _scale(record: Family, site: Site, rank: int | None, name: str, scene: Scene) -> float:
-    """s of the family's formula, from the config."""
-    if not record.needs_scale:
-        return 1.0
+def _hyper(record: Family, site: Site, rank: int | None, sizes: Mapping[str, int], name: str, scene: Scene) -> Hyper:
+    """What the family's formula reads besides weight and factors, from the config."""
+    if not record.options:
+        return Hyper(sizes=sizes)
     if scene.config is None:
+        what, least, needed = "scale of its low-rank change", ", or at least its lora_alpha", '{"lora_alpha": ...}'
+        if record.peft != "LORA":
+            what, least, needed = f"numbers of {record.name}", "", f'{{"peft_type": "{record.peft}", ...}}'
         raise ConfigNeeded(
-            f"{name} — nothing settles the scale of its low-rank change",
-            expected="the adapter's config, or at least its lora_alpha",
+            f"{name} — nothing settles the {what}",
+            expected=f"the adapter's config{least}",
             got="no config",
-            hint='pass config={"lora_alpha": ...} with the value from training; it is never guessed',
+            hint=f"pass config={needed} with the value from training; it is never guessed",
         )
-    if rank is None:
+    if rank is None and record.peft == "LORA":
         raise MissingFactor(
             f"{name} — a bias trained with B, without the A and B of its module",
             expected=f"factors A and B of {site.module}",
             got=f"adapter keys {listed(site.factors.values())}",
             hint="the adapter file is damaged",
         )
-    return scene.config.scale(site.module, rank)
+    options = scene.config.options_at(site.module, record.options, rank)
+    return Hyper(1.0 if record.scale is None else record.scale(options), options, sizes)
 
 
 def _mismatch(
     family: str,
     change: Change,
-    layout: Layout,
+    layouts: tuple[str, ...],
     factors: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     name: str,
@@ -218,12 +232,20 @@ def _mismatch(
             got=f"weight {list(spec.shape)}, factors {got}",
             hint="A sees all channels and B is grouped: no one weight equals that change, and PEFT cannot merge it",
         )
+    possible = [LAYOUTS[one] for one in change.layouts if one in layouts] or [LAYOUTS[change.layouts[0]]]
+    layout = next((one for one in possible if len(spec.shape) in one.ranks), possible[0])
     if len(spec.shape) not in layout.ranks:
         wanted = f"a weight with {layout.ranks.start} to {layout.ranks.stop - 1} axes"
     else:
-        free = {"rank": first[0] if first else 0, "row": (shapes.get("rows") or (0,))[0]}
+        free = dict.fromkeys((axis for axes in change.factors.values() for axis in axes.split()), 0)
+        free |= {
+            axis: size
+            for role, axes in change.factors.items()
+            for axis, size in zip(axes.split(), shapes[role], strict=False)
+        }
+        free = {axis: size for axis, size in free.items() if is_free(axis)}
         wanted = ", ".join(
-            f"{role} ({axes}) = {list(layout.factor_shape(axes, spec.shape, free))}"
+            f"{role} ({axes}) = {list(layout.factor_shape(axes, spec.shape, free) or ())}"
             for role, axes in change.factors.items()
         )
     return ShapeMismatch(

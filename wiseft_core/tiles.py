@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wiseft_core import numerics
 from wiseft_core.errors import NotFinite
-from wiseft_core.families import Change
+from wiseft_core.families import Change, Hyper
 from wiseft_core.layouts import Layout, matrix_shape
 
 TILE: Final = 1 << 17
@@ -71,18 +71,20 @@ class Step:
     Attributes:
         change: What the family does to this parameter.
         layout: How the stored tensor is a matrix (out, in).
-        scale: s of the family's formula; 1 where it has none.
-        factors: Factors by role as matrices with the axes of `change.factors`, in the compute dtype.
+        hyper: What the family's formula reads besides.
+        factors: Factors by role with the axes of `change.factors`, in the compute dtype; integers as int64.
         streams: Readers of the factors that have both axes; these are cut from the file, tile by tile.
         total: What `change.measure` found over whole rows; None where a tile holds whole rows.
+        result: What a change that needs the whole matrix made of it, flat in stored order: its D, or tuned values.
     """
 
     change: Change
     layout: Layout
-    scale: float
+    hyper: Hyper
     factors: Mapping[str, Tensor]
     streams: Mapping[str, Read]
     total: Tensor | None = None
+    result: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,15 @@ class Numbers:
     device: torch.device
 
 
-def factor_matrix(stored: Tensor, axes: str, name: str, numbers: Numbers) -> Tensor:
+def factor_matrix(stored: Tensor, axes: str, name: str, numbers: Numbers, *, integer: bool = False) -> Tensor:
     """A whole factor with one axis per name in `axes`, widened; a value that is not finite is refused."""
     if not numerics.is_all_finite(stored):
         raise not_finite(name)
-    flat = stored.flatten(1) if len(axes.split()) == 2 else stored.flatten()
-    return numerics.widen(flat.to(numbers.device), numbers.compute)
+    count = len(axes.split())
+    flat = stored if stored.dim() < count else stored.flatten(count - 1)
+    if count == 1:
+        flat = stored.flatten()
+    return numerics.widen(flat.to(numbers.device), torch.int64 if integer else numbers.compute)
 
 
 def not_finite(name: str) -> NotFinite:
@@ -122,19 +127,29 @@ def tuned_values(weight: Tensor, tile: Tile, steps: Sequence[Step], entry: int =
 
 def _apply(step: Step, weight: Tensor, tile: Tile, entry: int) -> Tensor:
     """One step on one tile, in the family's orientation and back again, contiguous."""
-    across = is_across(step)
-    matrix = weight.T if across else weight
-    factors = cut(step, tile, weight, entry)
     if step.change.delta is not None:
-        result = numerics.moved(matrix, step.change.delta(factors), step.scale)
-    elif step.change.tuned is not None:
-        total = step.total
-        if total is not None:
-            total = total[tile.left : tile.right] if across else total[tile.top : tile.bottom]
-        result = step.change.tuned(matrix, factors, step.scale, total)
-    else:
+        return numerics.moved(weight, delta_values(step, weight, tile, entry), step.hyper.scale)
+    if step.result is not None:
+        return step.result[tile.start : tile.stop].view(weight.shape)
+    across = is_across(step)
+    total = step.total
+    if total is not None:
+        total = total[tile.left : tile.right] if across else total[tile.top : tile.bottom]
+    matrix, factors = weight.T if across else weight, cut(step, tile, weight, entry)
+    if step.change.tuned is None:
         raise TypeError("a family's change sets neither `delta` nor `tuned`")
-    return (result.T if across else result).contiguous()
+    tuned = step.change.tuned(matrix, factors, step.hyper, total)
+    return (tuned.T if across else tuned).contiguous()
+
+
+def delta_values(step: Step, weight: Tensor, tile: Tile, entry: int = 0) -> Tensor:
+    """D of a step on one tile, as it is stored, contiguous."""
+    if step.change.delta is None:
+        raise TypeError("a step without `delta` has no D")
+    if step.result is not None:
+        return step.result[tile.start : tile.stop].view(weight.shape)
+    delta = step.change.delta(cut(step, tile, weight, entry), step.hyper)
+    return (delta.T if is_across(step) else delta).contiguous()
 
 
 def is_across(step: Step) -> bool:
@@ -150,10 +165,9 @@ def cut(step: Step, tile: Tile, weight: Tensor, entry: int = 0) -> dict[str, Ten
         "out": columns if across else rows,
         "in": rows if across else columns,
         "row": slice(entry, entry + 1),
-        "rank": slice(None),
     }
     parts = {
-        role: tensor[tuple(cuts[axis] for axis in step.change.factors[role].split())]
+        role: tensor[tuple(cuts.get(axis.rstrip("+"), slice(None)) for axis in step.change.factors[role].split())]
         for role, tensor in step.factors.items()
     }
     for role, read in step.streams.items():
@@ -182,8 +196,30 @@ def measured(shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers:
     for step in steps:
         if needs_measure(step, shape) and 0 not in shape:
             step = replace(step, total=total_of(step, shape, done, read, numbers))
+        if step.change.whole:
+            step = replace(step, result=_result_of(step, shape, done, read, numbers))
         done.append(step)
     return tuple(done)
+
+
+def _result_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
+    """What a step that needs the whole matrix makes of it, flat in stored order; one weight is in memory, not more."""
+    height, width = matrix_shape(shape)
+    weight = torch.empty((height, width), dtype=numbers.compute, device=numbers.device)
+    if step.change.tuned is not None:
+        for tile in grid(shape):
+            weight[tile.top : tile.bottom, tile.left : tile.right] = _leave(tile, before, read, numbers)
+    whole = Tile(0, height * width, 0, height, 0, width)
+    if step.change.delta is not None:
+        return delta_values(step, weight, whole).view(-1)
+    return _apply(step, weight, whole, 0).view(-1)
+
+
+def _leave(tile: Tile, before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
+    """A tile of the tensor as the steps before leave it."""
+    stored = read(tile.start, tile.stop).to(numbers.device)
+    weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
+    return tuned_values(weight, tile, before)
 
 
 def total_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
@@ -192,11 +228,9 @@ def total_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: R
     across = is_across(step)
     total = torch.zeros(width if across else height, dtype=numbers.compute, device=numbers.device)
     for tile in grid(shape):
-        stored = read(tile.start, tile.stop).to(numbers.device)
-        weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
-        weight = tuned_values(weight, tile, before)
+        weight = _leave(tile, before, read, numbers)
         if step.change.measure is None:
             raise TypeError("a step without `measure` needs no pass")
-        part = step.change.measure(weight.T if across else weight, cut(step, tile, weight), step.scale)
+        part = step.change.measure(weight.T if across else weight, cut(step, tile, weight), step.hyper)
         total[slice(tile.left, tile.right) if across else slice(tile.top, tile.bottom)] += part
     return total

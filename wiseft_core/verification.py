@@ -23,6 +23,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, ConfigError, Fault, Unsupported
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import interpolate
+from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
 from wiseft_core.record import alpha_of, paired
 from wiseft_core.report import Problem, Report
@@ -131,7 +132,7 @@ def _again(
     }
     if isinstance(manifest.alpha, str | Mapping) and len(adapters) == 1:
         return interpolate(base, adapters[0], alpha_of(manifest.alpha), config=config, **options)
-    found = [opened(adapter) for adapter in adapters]
+    found = [opened(adapter, families) for adapter in adapters]
     return combine(base, list(zip(found, paired(found, manifest, FILES), strict=True)), **options)
 
 
@@ -146,9 +147,11 @@ def _adapter_again(manifest: Manifest, adapters: Sequence[Adapter | BaseLike], *
         )
     if manifest.adapters:
         return rescale(adapters[0], alpha_of(cast(Decimals, manifest.alpha)), **options).tensors
-    found = opened(adapters[0])
+    found = opened(adapters[0], options["families"])
     tensors = found.tensors if isinstance(found, Adapter) else found
-    return {saved: tensors[key] for key, saved in saved_keys(parse_keys(tensors)).items()}
+    spelling = suffixes(options["families"], found.config if isinstance(found, Adapter) else None)
+    parsed = parse_keys(tensors, suffixes=spelling)
+    return {saved: tensors[key] for key, saved in saved_keys(parsed, spelling).items()}
 
 
 class _Wanted(NamedTuple):

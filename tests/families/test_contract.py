@@ -11,13 +11,17 @@ from wiseft_core import interpolate_tensor
 from wiseft_core.families import FAMILIES, Change, Family
 
 SAMPLES = contract.samples()
-every = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s.family}-{s.parameter}-{s.layout}")
+every = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join([*s[:3], *s.factors]))
 
 
-def test_every_family_and_parameter_has_samples():
-    """No entry of `FAMILIES` is left out of the contract."""
-    known = {(name, parameter) for name, family in FAMILIES.items() for parameter in family.parameters}
-    assert known == set(contract.MAKERS)
+def test_every_form_of_every_family_has_samples():
+    """No entry of `FAMILIES`, none of its parameters, forms and layouts is left out of the contract."""
+    for name, family in FAMILIES.items():
+        for parameter in family.parameters:
+            made = [one for one in SAMPLES if (one.family, one.parameter) == (name, parameter)]
+            for form in family.forms(parameter):
+                assert any(one.factors.keys() == form.factors.keys() and one.layout in form.layouts for one in made)
+                assert set(form.layouts) <= {one.layout for one in made}, (name, form.layouts)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -58,6 +62,12 @@ def test_shapes_are_checked(sample: Sample):
 
 
 @every
+def test_what_is_linear_is(sample: Sample):
+    """Rescaling by one factor."""
+    contract.check_closure(sample)
+
+
+@every
 def test_inputs_stay(sample: Sample):
     """Weights and factors keep their values."""
     contract.check_inputs_stay(sample)
@@ -66,11 +76,11 @@ def test_inputs_stay(sample: Sample):
 def test_the_contract_can_be_broken():
     """Meta: a family that forgets one factor, or moves the base at alpha 0, is found out."""
 
-    def forgetful(weight, factors, scale, total):
+    def forgetful(weight, factors, hyper, total):
         return factors["B"] @ factors["A"] * 0 + 1
 
     change = Change({"A": "rank in", "B": "out rank"}, tuned=forgetful)
-    families = {"lora": Family("lora", {"weight": change}, True, "nowhere")}
+    families = {"lora": Family("lora", {"weight": change}, "nowhere")}
 
     class Broken(Sample):
         def value(self, alpha, **options):

@@ -72,7 +72,7 @@ def swept(report: SweepReport, seconds: float, plot: Path | None) -> str:
     first, count = report.reports[0], len(report.reports)
     values = {
         "wrote": f"{report.path}: {plural(count, 'output')}, {size(sum(one.bytes for one in report.reports))} "
-        f"in {seconds:.1f} s",
+        f"in {seconds:.1f} s{', evaluations included' if report.metrics else ''}",
         "alpha": ", ".join(one.alpha for one in report.evaluations if one.folder is not None),
         "tensors": f"{first.touched} interpolated, {first.tensors - first.touched - len(first.new)} copied, "
         f"{len(first.new)} new, in each",

@@ -12,14 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wiseft_core.errors import NotFinite
-from wiseft_core.families._family import Change, Factors, Family, Total
-from wiseft_core.families.lora import delta
+from wiseft_core.families._family import Change, Factors, Family, Hyper, Total
+from wiseft_core.families.lora import OPTIONS, delta, scale
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def measure(weight: Tensor, factors: Factors, scale: float) -> Tensor:
+def measure(weight: Tensor, factors: Factors, hyper: Hyper) -> Tensor:
     """Squared norms of the rows of V, as far as this tile knows them.
 
         sum over the tile's `in` of (W + s·B·A)²
@@ -29,10 +29,10 @@ def measure(weight: Tensor, factors: Factors, scale: float) -> Tensor:
     """
     from wiseft_core.numerics import moved, square_sum  # torch comes with arithmetic, not with a plan
 
-    return square_sum(moved(weight, delta(factors), scale))
+    return square_sum(moved(weight, delta(factors, hyper), hyper.scale))
 
 
-def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) -> Tensor:
+def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
     """The tuned weight.
 
         V = W + s·B·A        W_tuned = diag(magnitude / ‖V‖) · V
@@ -42,7 +42,7 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
     Args:
         weight: A tile of the weight.
         factors: Roles "A", "B" and "magnitude".
-        scale: s, that is lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
+        hyper: Its scale s, that is lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
         total: Squared norms of whole rows of V, or None if the tile holds whole rows.
     Raises:
         NotFinite: A row of V has norm zero, or one that is not a finite float64: its direction is not defined.
@@ -54,7 +54,7 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
     """
     from wiseft_core.numerics import moved, square_sum  # torch comes with arithmetic, not with a plan
 
-    direction = moved(weight, delta(factors), scale)
+    direction = moved(weight, delta(factors, hyper), hyper.scale)
     norm = _norm(square_sum(direction) if total is None else total)
     return direction.mul_((factors["magnitude"] / norm).unsqueeze(1))
 
@@ -106,9 +106,13 @@ DORA = Family(
             factors={"A": "rank in", "B": "out rank", "magnitude": "out"},
             tuned=tuned,
             measure=measure,
+            layouts=("linear", "transposed", "convolution", "embedding"),
             rescaled=rescaled,
         ),
     },
-    needs_scale=True,
     source="Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, arXiv:2402.09353, eq. 5",
+    peft="LORA",
+    options=OPTIONS,
+    scale=scale,
+    variant={"use_dora": True},
 )

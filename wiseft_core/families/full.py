@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wiseft_core.families._family import Change, Factors, Family
+from wiseft_core.families._family import Change, Factors, Family, Hyper
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) -> Tensor:
+def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
     """The trained value itself.
 
         W_tuned = value
@@ -32,7 +32,6 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
 
 FULL = Family(
     name="full",
-    parameters={"*": Change(factors={"value": "out in"}, tuned=tuned, value="value")},
-    needs_scale=False,
+    parameters={"*": Change(factors={"value": "out in"}, tuned=tuned, layouts=("whole",), value="value")},
     source="Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903, section 3",
 )

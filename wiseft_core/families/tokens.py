@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wiseft_core.families._family import Change, Factors, Family
+from wiseft_core.families._family import Change, Factors, Family, Hyper
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) -> Tensor:
+def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
     """The trained values of the listed rows at hand.
 
         W_tuned[index[k], :] = rows[k, :]
@@ -32,7 +32,6 @@ def tuned(weight: Tensor, factors: Factors, scale: float, total: Tensor | None) 
 
 TOKENS = Family(
     name="tokens",
-    parameters={"weight": Change(factors={"rows": "row in"}, tuned=tuned, value="rows")},
-    needs_scale=False,
+    parameters={"weight": Change(factors={"rows": "row in"}, tuned=tuned, layouts=("whole",), value="rows")},
     source="PEFT 0.21, TrainableTokensLayer (trainable_token_indices, TRAINABLE_TOKENS)",
 )

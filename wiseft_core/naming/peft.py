@@ -13,12 +13,13 @@ were never trained. Every key parses: a tuner that is not known here gives a "va
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from wiseft_core.errors import AmbiguousName, BindingError, WiseftError, listed
 
 PREFIX: Final = "base_model.model."
+MODEL: Final = "base_model."
 COMPILED: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 IGNORED: Final = "ignored"
 COUNTER: Final = "num_batches_tracked"
@@ -36,6 +37,8 @@ class PeftKey(NamedTuple):
             tensor) or "ignored" (a copy that was not trained).
         adapter: The adapter's name, where the key carries one.
         wrapped: For "value", that it was below `base_layer`; for "rows", that it was below `token_adapter`.
+        method: PEFT's word for the method that has such keys; "" for LoRA and for what comes with every method.
+        shared: Whether it is a tensor of the whole model, a factor of many modules.
     """
 
     module: str
@@ -43,15 +46,22 @@ class PeftKey(NamedTuple):
     role: str
     adapter: str | None
     wrapped: bool = False
+    method: str = ""
+    shared: bool = False
 
 
 class Suffix(NamedTuple):
-    """The end of a key that makes it a factor: `stem`, then the adapter's name if live, then `leaf`."""
+    """The end of a key that makes it a factor: `stem`, then the adapter's name if live, then `leaf`.
+
+    The stem of a `shared` one stands below the model itself, or below a module as a copy of that.
+    """
 
     stem: str
     leaf: str
     role: str
     parameter: str = "weight"
+    method: str = ""
+    shared: bool = False
 
 
 SUFFIXES: Final = (
@@ -65,21 +75,33 @@ SUFFIXES: Final = (
     Suffix("trainable_tokens_delta", "", "rows"),
     Suffix("trainable_tokens_original", "", IGNORED),
 )
+"""The keys of LoRA, and those that may come with every method; the other families bring their own."""
 
 
-def parse_key(key: str) -> PeftKey:
+def suffix_of(key: str, meaning: str, method: str) -> Suffix:
+    """A family's spelling as a suffix: "oft_R.weight" and "R", "base_model.vera_A" and "A", "x" and "bias trained"."""
+    tail = key.removeprefix(MODEL)
+    stem, _, leaf = tail.partition(".")
+    parameter, _, role = meaning.rpartition(" ")
+    return Suffix(stem, leaf, role, parameter or "weight", method, shared=tail != key)
+
+
+def parse_key(key: str, suffixes: Sequence[Suffix] = SUFFIXES) -> PeftKey:
     """The meaning of one key: as saved, with or without `base_model.model.`, or of a live model."""
     parts = [part for part in key.split(".") if part not in COMPILED] or [key]
     if ".".join(parts).startswith(PREFIX):
         parts = parts[2:]
-    return _factor(parts) or _value(parts)
+    return _factor(parts, suffixes) or _value(parts)
 
 
-def parse_keys(keys: Iterable[str], adapter: str | None = None) -> Mapping[str, PeftKey]:
+def parse_keys(
+    keys: Iterable[str], adapter: str | None = None, suffixes: Sequence[Suffix] = SUFFIXES
+) -> Mapping[str, PeftKey]:
     """The meaning of all keys of one adapter, by key, in their order.
 
     Args:
         keys: The keys of an adapter file, of `get_peft_model_state_dict`, or of a live model's `state_dict`.
+        suffixes: The ends of keys that make factors.
         adapter: Which adapter is meant, where the keys name several; the others are then "ignored". Keys that name
             none belong to every choice.
 
@@ -87,7 +109,7 @@ def parse_keys(keys: Iterable[str], adapter: str | None = None) -> Mapping[str, 
         AmbiguousName: The keys name several adapters and none is chosen, or two keys mean the same tensor.
         BindingError: The keys name adapters, and the chosen one is not among them.
     """
-    parsed = {key: parse_key(key) for key in keys}
+    parsed = {key: parse_key(key, suffixes) for key in keys}
     names = {p.adapter for p in parsed.values() if p.adapter is not None}
     if adapter is None and len(names) > 1:
         raise AmbiguousName(
@@ -110,7 +132,7 @@ def parse_keys(keys: Iterable[str], adapter: str | None = None) -> Mapping[str, 
     return parsed
 
 
-def format_key(parsed: PeftKey) -> str:
+def format_key(parsed: PeftKey, suffixes: Sequence[Suffix] = SUFFIXES) -> str:
     """The key as PEFT would save it: `parse_key` of it gives `parsed` again, without the adapter's name.
 
     Raises:
@@ -119,34 +141,37 @@ def format_key(parsed: PeftKey) -> str:
     if parsed.role == "value":
         tail = ["base_layer", parsed.parameter] if parsed.wrapped else [parsed.parameter]
     else:
-        tails = {s.role: [s.stem, s.leaf] for s in reversed(SUFFIXES) if s.role != IGNORED}
-        if parsed.role not in tails:
+        own = [s for s in reversed(suffixes) if s.method == parsed.method and s.role != IGNORED]
+        tails = {(s.role, s.parameter): [s.stem, s.leaf] for s in own}
+        if (parsed.role, parsed.parameter) not in tails:
             raise BindingError(
                 f"a key of {parsed.module}.{parsed.parameter}",
-                expected=f"a role out of {listed(tails, most=10)}, value",
+                expected=f"a role out of {listed({s.role for s in own}, most=10)}, value",
                 got=f"role {parsed.role!r}",
                 hint="leave out what was not trained: PEFT saves no such key",
             )
-        tail = ["token_adapter", *tails[parsed.role]] if parsed.wrapped else tails[parsed.role]
-    return PREFIX + ".".join(part for part in [parsed.module, *tail] if part)
+        tail = tails[parsed.role, parsed.parameter]
+        tail = ["token_adapter", *tail] if parsed.wrapped else tail
+    prefix = MODEL if parsed.shared else PREFIX
+    return prefix + ".".join(part for part in [parsed.module, *tail] if part)
 
 
-def saved_keys(parsed: Mapping[str, PeftKey]) -> dict[str, str]:
+def saved_keys(parsed: Mapping[str, PeftKey], suffixes: Sequence[Suffix] = SUFFIXES) -> dict[str, str]:
     """The key that PEFT would save each tensor under, by its own key; copies that were not trained are left out.
 
     Counters of training steps go along: they mean nothing for the weights, but PEFT saves them with their module.
     """
     return {
-        key: format_key(said._replace(role="value") if said.role == IGNORED else said)
+        key: format_key(said._replace(role="value") if said.role == IGNORED else said, suffixes)
         for key, said in parsed.items()
         if said.role != IGNORED or (said.parameter == COUNTER and "original_module" not in key.split("."))
     }
 
 
-def _factor(parts: list[str]) -> PeftKey | None:
+def _factor(parts: list[str], suffixes: Sequence[Suffix]) -> PeftKey | None:
     """What a key says that ends as a factor does; None for others."""
     for named in (False, True):
-        for suffix in SUFFIXES:
+        for suffix in suffixes:
             leaf = [suffix.leaf] if suffix.leaf else []
             at = len(parts) - 1 - named - len(leaf)
             if at < 0 or parts[at] != suffix.stem or parts[len(parts) - len(leaf) :] != leaf:
@@ -155,7 +180,9 @@ def _factor(parts: list[str]) -> PeftKey | None:
             wrapped = suffix.stem.startswith("trainable_tokens") and module[-1:] == ["token_adapter"]
             module = module[:-1] if wrapped else module
             adapter = parts[at + 1] if named else None
-            return PeftKey(".".join(module), suffix.parameter, suffix.role, adapter, wrapped)
+            shared = suffix.shared and module in ([], ["base_model"])
+            path = "" if shared else ".".join(module)
+            return PeftKey(path, suffix.parameter, suffix.role, adapter, wrapped, suffix.method, shared)
     return None
 
 
