@@ -6,9 +6,9 @@ Imports of anything that needs torch stand inside the verbs: `--help`, `--versio
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from wiseft_core.version import __version__
 if TYPE_CHECKING:
     import torch
 
+    from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
@@ -80,38 +81,11 @@ def interpolate(
     plan_of(source, tuned)  # headers and configs are refused before torch is imported
 
     from wiseft_core.interpolation import interpolate as view_of
-    from wiseft_core.offline import save_checkpoint
 
     session_of(context).settle()
-    view = view_of(
-        source,
-        tuned,
-        given,
-        extrapolate=extrapolate,
-        overflow=overflow,
-        compute_dtype=torch_dtype(compute_dtype),
-        output_dtype=output_dtype,
-        device=device_of(device),
-    )
-    begun = time.perf_counter()
-    with progress(f"writing {out.name}", quiet=quiet) as told:
-        report = save_checkpoint(
-            view,
-            out,
-            max_shard_size=max_shard_size,
-            copy_code=copy_code,
-            threads=threads,
-            progress=told,
-            sync=not no_sync,
-            resume=resume,
-            max_bytes=max_output,
-        )
-    if as_json:
-        say_json(report.as_dict())
-    elif not quiet:
-        seconds = time.perf_counter() - begun
-        say(reports.written(report, view, seconds, next_step=reports.verify_command(out, base, [tuned], weights)))
-    return 0
+    view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
+    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    return write(view, out, written, reports.verify_command(out, base, [tuned], weights), as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -216,6 +190,41 @@ def demo(
     elif not (quiet and shown.ok):
         say(shown.text())
     return 0 if shown.ok else 1
+
+
+def numbers(
+    extrapolate: bool, overflow: str, compute_dtype: str, output_dtype: str | None, device: str | None
+) -> dict[str, Any]:
+    """The options that say how numbers are treated, as the verbs of the package take them."""
+    treated = {"extrapolate": extrapolate, "overflow": overflow, "compute_dtype": torch_dtype(compute_dtype)}
+    return {**treated, "output_dtype": output_dtype, "device": device_of(device)}
+
+
+def write_as(
+    max_shard_size: str | None,
+    copy_code: bool,
+    threads: int | None,
+    no_sync: bool,
+    resume: bool,
+    max_output: str | None,
+) -> dict[str, Any]:
+    """The options that say how outputs are written, as `save_checkpoint` and `save_sweep` take them."""
+    layout = {"max_shard_size": max_shard_size, "copy_code": copy_code, "max_bytes": max_output}
+    return {**layout, "threads": threads, "sync": not no_sync, "resume": resume}
+
+
+def write(view: StateDict, out: Path, options: Mapping[str, Any], next_step: str, *, as_json: bool, quiet: bool) -> int:
+    """Write a model, and say what came of it."""
+    from wiseft_core.offline import save_checkpoint
+
+    begun = time.perf_counter()
+    with progress(f"writing {out.name}", quiet=quiet) as told:
+        report = save_checkpoint(view, out, progress=told, **options)
+    if as_json:
+        say_json(report.as_dict())
+    elif not quiet:
+        say(reports.written(report, view, time.perf_counter() - begun, next_step=next_step))
+    return 0
 
 
 def alpha_of(

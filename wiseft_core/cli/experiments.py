@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from wiseft_core.cli import flags, reports
-from wiseft_core.cli.commands import alpha_of, app, checkpoint, device_of, named, session_of, torch_dtype
+from wiseft_core.cli.commands import alpha_of, app, checkpoint, named, numbers, session_of, write, write_as
 from wiseft_core.cli.output import say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
@@ -61,7 +61,7 @@ def sweep(
 
     OUT gets alpha-0, alpha-0.5, ... and sweep.json; the base is read once. Exit code 1 if an evaluation failed.
     """
-    numbers = _alphas(context, alpha)
+    alphas = _alphas(context, alpha)
     asked = parse_metrics(metric or [])
     source, tuned = checkpoint(base, weights), named(adapter, adapter_name)
 
@@ -73,16 +73,9 @@ def sweep(
     from wiseft_core.sweeping import save_sweep
 
     session_of(context).settle()
-    views = views_of(
-        source,
-        tuned,
-        [combined(number, alpha_for or [], None) for number in numbers],
-        extrapolate=extrapolate,
-        overflow=overflow,
-        compute_dtype=torch_dtype(compute_dtype),
-        output_dtype=output_dtype,
-        device=device_of(device),
-    )
+    given = [combined(number, alpha_for or [], None) for number in alphas]
+    views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
+    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
     begun = time.perf_counter()
     with progress(f"writing {out.name}", quiet=quiet) as told:
         report = save_sweep(
@@ -93,13 +86,8 @@ def sweep(
             keep=keep,
             plot=plot,
             stderr=None if quiet or as_json else sys.stderr,
-            max_shard_size=max_shard_size,
-            copy_code=copy_code,
-            threads=threads,
             progress=told,
-            sync=not no_sync,
-            resume=resume,
-            max_bytes=max_output,
+            **written,
         )
     if as_json:
         say_json(report.as_dict())
@@ -145,37 +133,12 @@ def combine(
         )
 
     from wiseft_core.combination import combine as view_of
-    from wiseft_core.offline import save_checkpoint
 
     session_of(context).settle()
-    view = view_of(
-        source,
-        pairs,
-        extrapolate=extrapolate,
-        overflow=overflow,
-        compute_dtype=torch_dtype(compute_dtype),
-        output_dtype=output_dtype,
-        device=device_of(device),
-    )
-    begun = time.perf_counter()
-    with progress(f"writing {out.name}", quiet=quiet) as told:
-        report = save_checkpoint(
-            view,
-            out,
-            max_shard_size=max_shard_size,
-            copy_code=copy_code,
-            threads=threads,
-            progress=told,
-            sync=not no_sync,
-            resume=resume,
-            max_bytes=max_output,
-        )
-    if as_json:
-        say_json(report.as_dict())
-    elif not quiet:
-        next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
-        say(reports.written(report, view, time.perf_counter() - begun, next_step=next_step))
-    return 0
+    view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
+    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
+    return write(view, out, written, next_step, as_json=as_json, quiet=quiet)
 
 
 @app.command()
