@@ -254,3 +254,17 @@ def test_a_picture_in_an_input_or_output_is_refused(place, model, capsys):
     assert main(args(model, "--resume", "--eval", LONE, *METRIC, "--plot", str(picture), alphas=("0",))) == 3
     assert "picture would be drawn into" in capsys.readouterr().err
     assert sorted(model.out.parent.rglob("*")) == before
+
+
+def test_a_schedule_holds_for_every_output(model, capsys):
+    """A file with patterns stands beside --alpha; one with an alpha for all tensors is a second one: refused."""
+    name, file = "model.layers.0.self_attn.q_proj.weight", model.out.parent / "alpha.toml"
+    file.write_text(f'[for]\n"{name}" = 0.25\n')
+    assert main(args(model, "--quiet", "--schedule", str(file), alphas=("0", "1"))) == 0
+    for alpha in ("0", "1"):
+        recorded = json.loads((model.out / f"alpha-{alpha}" / "wiseft.json").read_text())["alpha"]
+        assert recorded.pop(name) == "0.25"
+        assert set(recorded.values()) == {alpha}
+    file.write_text("alpha = 0.5\n")
+    assert main(args(model, "--schedule", str(file), alphas=("0", "1"))) == 3
+    assert "one alpha for each name or glob" in capsys.readouterr().err

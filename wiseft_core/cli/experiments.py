@@ -37,6 +37,7 @@ def sweep(
     out: flags.Out,
     alpha: flags.Alphas = None,
     alpha_for: flags.AlphaFor = None,
+    schedule: flags.Schedule = None,
     evaluate: flags.Eval = None,
     metric: flags.Metrics = None,
     keep: flags.Keep = "all",
@@ -73,7 +74,7 @@ def sweep(
     from wiseft_core.sweeping import save_sweep
 
     session_of(context).settle()
-    given = [combined(number, alpha_for or [], None) for number in alphas]
+    given = [combined(number, alpha_for or [], schedule) for number in alphas]
     views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
     written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
     begun = time.perf_counter()

@@ -39,6 +39,10 @@ def _bar(title: str) -> Iterator[Report]:
 
         def report(done: int, whole: int) -> None:
             bar.update(task, completed=done, total=whole)
+            if done >= whole:
+                bar.stop()  # what an evaluation says on stderr is not drawn over
+            elif not bar.live.is_started:
+                bar.start()
 
         yield report
 
