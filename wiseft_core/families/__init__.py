@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
+from wiseft_core.families.boft import BOFT
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.hra import HRA
 from wiseft_core.families.ia3 import IA3
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
@@ -32,5 +34,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "ia3": IA3,
     "vera": VERA,
     "fourierft": FOURIERFT,
+    "boft": BOFT,
+    "hra": HRA,
 }
 """Every family that the package knows, by name."""
