@@ -44,7 +44,8 @@ def rotations(stored: Tensor) -> Tensor:
 
     skew = (stored - stored.mT) * 0.5
     unit = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
-    return torch.linalg.solve(unit + skew, unit - skew, left=False)
+    blocks: Tensor = torch.linalg.solve(unit + skew, unit - skew, left=False)
+    return blocks
 
 
 def exchanged(weight: Tensor, first: int, second: int, size: int) -> Tensor:

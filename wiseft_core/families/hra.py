@@ -43,6 +43,7 @@ def orthogonal(vectors: Tensor) -> Tensor:
     """Gram and Schmidt's columns, of length 1, up to their signs."""
     import torch  # comes with arithmetic, not with a plan
 
+    found: Tensor
     found, rest = torch.linalg.qr(vectors)
     noise = vectors.norm(dim=0) * len(vectors) * torch.finfo(torch.float32).eps
     if found.shape != vectors.shape or bool((rest.diagonal().abs() <= noise).any()):
