@@ -33,6 +33,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "hra": (peft.HRAConfig, {"target_modules": [*LINEAR, *CONVS], "r": 3}),
     "hra_orthogonal": (peft.HRAConfig, {"target_modules": [*LINEAR, *CONVS], "r": 3, "apply_GS": True}),
+    "miss": (peft.MissConfig, {"target_modules": LINEAR, "r": 3}),
+    "miss_mini": (peft.MissConfig, {"target_modules": LINEAR, "r": 4, "mini_r": 2, "init_weights": "mini"}),
+    "miss_bat": (peft.MissConfig, {"target_modules": LINEAR, "r": 2, "init_weights": "bat"}),
 }
 """The arguments of `Case` by name."""
 NAIVE: dict[str, Any] = {}
@@ -48,5 +51,8 @@ MAKERS = [
         for layout, shape in (("linear", (5, 6)), ("flat", (5, 3, 2)))
         for orthogonal in (False, True)
     ),
+    Maker("miss", "linear", (6, 5), {"block": (3, 6)}, settings={"init_weights": True}),
+    Maker("miss", "linear", (6, 5), {"block": (3, 2)}, settings={"init_weights": "mini"}),
+    Maker("miss", "linear", (6, 4), {"block": (3, 2, 2)}, settings={"init_weights": "bat"}),
 ]
 """The strategies of the contract."""

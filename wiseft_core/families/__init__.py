@@ -21,6 +21,7 @@ from wiseft_core.families.ln_tuning import LN_TUNING
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
 from wiseft_core.families.lora import LORA
+from wiseft_core.families.miss import MISS
 from wiseft_core.families.oft import OFT
 from wiseft_core.families.olora import OLORA
 from wiseft_core.families.pissa import PISSA
@@ -42,6 +43,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "oft": OFT,
     "boft": BOFT,
     "hra": HRA,
+    "miss": MISS,
     "vera": VERA,
     "fourierft": FOURIERFT,
     "pissa": PISSA,

@@ -28,7 +28,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         NotFinite: A vector to be made orthogonal lies in the span of those before it.
     Exactness: rank · float64 roundings of the lengths of W's rows.
     Closed: no: (1 - alpha)·I + alpha·H is no reflection.
-    Source: Yuan et al. 2024, arXiv:2405.17484, eq. 5; `apply_GS`: section 4.2.
+    Source: Yuan et al. 2024, arXiv:2405.17484; which of the two orders, and `apply_GS`: PEFT 0.21.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
