@@ -109,7 +109,7 @@ MISS = Family(
             ),
         ),
     },
-    source="Kang and Yin 2024, MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing, arXiv:2409.15371",
+    source="Kang and Yin 2024, MiSS: Revisiting the Trade-off in LoRA, arXiv:2409.15371",
     peft="MISS",
     keys={"miss_block": "block"},
     options={"init_weights": Option((True, False, "bat", "mini"), default=True)},
