@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import peft
 import torch
 from contract import Maker
 from peft.tuners.boft import layer as boft_layer
+from toys import gpt2
 
 LINEAR, CONVS = ["q_proj", "up"], ["point", "square"]
 
@@ -20,6 +22,7 @@ class Extension:
         return [torch.stack([torch.block_diag(*level) for level in blocks])]
 
 
+VBLORA = {"r": 3, "num_vectors": 6, "vector_length": 4, "topk": 3}
 boft_layer._FBD_CUDA = Extension()
 CASES: dict[str, tuple[Any, ...]] = {
     "boft": (peft.BOFTConfig, {"target_modules": [*LINEAR, *CONVS], "boft_block_size": 4}),
@@ -36,9 +39,38 @@ CASES: dict[str, tuple[Any, ...]] = {
     "miss": (peft.MissConfig, {"target_modules": LINEAR, "r": 3}),
     "miss_mini": (peft.MissConfig, {"target_modules": LINEAR, "r": 4, "mini_r": 2, "init_weights": "mini"}),
     "miss_bat": (peft.MissConfig, {"target_modules": LINEAR, "r": 2, "init_weights": "bat"}),
+    **{
+        f"vblora{end}": (peft.VBLoRAConfig, {**VBLORA, "target_modules": names, **more}, *make)
+        for end, names, more, make in (
+            ("", LINEAR, {}, ()),
+            ("_topk", LINEAR, {"save_only_topk_weights": True}, ()),
+            ("_top1", LINEAR, {"save_only_topk_weights": True, "topk": 1}, ()),
+            ("_wide", LINEAR, {"save_only_topk_weights": True, "num_vectors": 300}, ()),
+            ("_gpt2", ["c_attn", "c_fc"], {}, (gpt2,)),
+        )
+    },
 }
 """The arguments of `Case` by name."""
-NAIVE: dict[str, Any] = {}
+
+
+def banked(weight, factors, said, module):
+    """VB-LoRA run by run: what is saved of the weights is rounded to float32, and PEFT's model has more of them."""
+    sides = {}
+    for side in "AB":
+        logits, places = factors.get(f"vblora_logits_{side}"), factors.get(f"vblora_logits_{side}_topk_indices")
+        if places is None:
+            places = np.argsort(-logits, axis=-1)[..., : said["topk"]]
+            shares = np.exp(np.take_along_axis(logits, places, -1))
+            shares /= shares.sum(-1, keepdims=True)
+        else:
+            most = factors[f"vblora_logits_{side}_topk_weights"]
+            shares = np.concatenate([most, 1 - most.sum(-1, keepdims=True)], -1)
+        sides[side] = np.einsum("abk,abkl->abl", shares, factors["vblora_vector_bank"][places.astype(int)])
+    change = np.einsum("orl,rim->olim", sides["B"], sides["A"])
+    return weight + change.reshape(weight.shape)
+
+
+NAIVE: dict[str, Any] = {"VBLORA": banked}
 """W_tuned in numpy, where PEFT's own code cannot be run in float64."""
 MAKERS = [
     *(
@@ -54,5 +86,18 @@ MAKERS = [
     Maker("miss", "linear", (6, 5), {"block": (3, 6)}, settings={"init_weights": True}),
     Maker("miss", "linear", (6, 5), {"block": (3, 2)}, settings={"init_weights": "mini"}),
     Maker("miss", "linear", (6, 4), {"block": (3, 2, 2)}, settings={"init_weights": "bat"}),
+    *(
+        Maker("vblora", layout, shape, {**own, "bank": (5, 2)}, settings={"topk": 2, "num_vectors": 5})
+        for layout, shape in (("linear", (6, 4)), ("transposed", (4, 6)))
+        for own in (
+            {"logits_A": (3, 2, 5), "logits_B": (3, 3, 5)},
+            {
+                "places_A": torch.tensor([[[0, 4], [1, 2]], [[3, 4], [2, 0]], [[1, 0], [4, 3]]]),
+                "places_B": torch.tensor([[[0, 3], [1, 2], [2, 4]]] * 3),
+                "weights_A": (3, 2, 1),
+                "weights_B": (3, 3, 1),
+            },
+        )
+    ),
 ]
 """The strategies of the contract."""

@@ -262,11 +262,12 @@ def exactly(name: str, one: Trained) -> dict[str, torch.Tensor]:
     for key, value in load_file(one.folder / "adapter_model.safetensors").items():
         module, _, role = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         factors.setdefault(module, {})[role] = value.double().numpy()
+    shared = factors.pop("base_model", {})
     found = {key: value.double() for key, value in one.base.items()}
     for module, parts in factors.items():
         weight = found[f"{module}.weight"].numpy()
         across = one.base_config is not None
-        tuned = naive(weight.T if across else weight, parts, said, module)
+        tuned = naive(weight.T if across else weight, {**shared, **parts}, said, module)
         found[f"{module}.weight"] = torch.from_numpy(np.ascontiguousarray(tuned.T if across else tuned))
     return found
 

@@ -27,6 +27,7 @@ from wiseft_core.families.olora import OLORA
 from wiseft_core.families.pissa import PISSA
 from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.tokens import TOKENS
+from wiseft_core.families.vblora import VBLORA
 from wiseft_core.families.vera import VERA
 
 __all__ = ["FAMILIES", "MODULES", "Change", "Factors", "Family", "Hyper", "Option", "Options", "Sizes", "Total"]
@@ -44,6 +45,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "boft": BOFT,
     "hra": HRA,
     "miss": MISS,
+    "vblora": VBLORA,
     "vera": VERA,
     "fourierft": FOURIERFT,
     "pissa": PISSA,
