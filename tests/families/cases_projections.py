@@ -49,6 +49,16 @@ CASES: dict[str, tuple[Any, ...]] = {
             ("_gpt2", ["c_attn", "c_fc"], {}, (gpt2,)),
         )
     },
+    "randlora": (peft.RandLoraConfig, {"target_modules": [*LINEAR, "head"], "r": 3, "randlora_alpha": 7}),
+    "randlora_sparse": (
+        peft.RandLoraConfig,
+        {"target_modules": [*LINEAR, "head"], "r": 2, "randlora_alpha": 7, "sparse": True},
+    ),
+    "randlora_gpt2": (
+        peft.RandLoraConfig,
+        {"target_modules": ["c_attn", "c_proj"], "r": 3, "randlora_alpha": 7},
+        gpt2,
+    ),
 }
 """The arguments of `Case` by name."""
 
@@ -98,6 +108,10 @@ MAKERS = [
                 "weights_B": (3, 3, 1),
             },
         )
+    ),
+    *(
+        Maker("randlora", layout, shape, {"A": (3, 1, 7), "B": (9, 4, 3), "lambda": (3, 2), "gamma": (2, 5)})
+        for layout, shape in (("linear", (6, 5)), ("linear", (5, 6)), ("transposed", (6, 5)), ("transposed", (5, 6)))
     ),
 ]
 """The strategies of the contract."""
