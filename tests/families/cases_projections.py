@@ -59,6 +59,8 @@ CASES: dict[str, tuple[Any, ...]] = {
         {"target_modules": ["c_attn", "c_proj"], "r": 3, "randlora_alpha": 7},
         gpt2,
     ),
+    "pvera": (peft.PveraConfig, {"target_modules": LINEAR, "r": 4}),
+    "pvera_gpt2": (peft.PveraConfig, {"target_modules": ["c_attn", "c_proj"], "r": 4}, gpt2),
 }
 """The arguments of `Case` by name."""
 
@@ -112,6 +114,10 @@ MAKERS = [
     *(
         Maker("randlora", layout, shape, {"A": (3, 1, 7), "B": (9, 4, 3), "lambda": (3, 2), "gamma": (2, 5)})
         for layout, shape in (("linear", (6, 5)), ("linear", (5, 6)), ("transposed", (6, 5)), ("transposed", (5, 6)))
+    ),
+    *(
+        Maker("pvera", layout, shape, {"A": (6, 7), "B": (9, 3), "lambda_d": (6,), "lambda_b": (6,)})
+        for layout, shape in (("linear", (6, 5)), ("transposed", (5, 6)))
     ),
 ]
 """The strategies of the contract."""

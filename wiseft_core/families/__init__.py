@@ -25,6 +25,7 @@ from wiseft_core.families.miss import MISS
 from wiseft_core.families.oft import OFT
 from wiseft_core.families.olora import OLORA
 from wiseft_core.families.pissa import PISSA
+from wiseft_core.families.pvera import PVERA
 from wiseft_core.families.randlora import RANDLORA
 from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.tokens import TOKENS
@@ -48,6 +49,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "miss": MISS,
     "vblora": VBLORA,
     "vera": VERA,
+    "pvera": PVERA,
     "randlora": RANDLORA,
     "fourierft": FOURIERFT,
     "pissa": PISSA,
