@@ -9,7 +9,7 @@ import peft
 import torch
 from contract import Maker
 from peft.tuners.boft import layer as boft_layer
-from toys import gpt2
+from toys import gpt2, toy
 
 LINEAR, CONVS = ["q_proj", "up"], ["point", "square"]
 
@@ -61,6 +61,13 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "pvera": (peft.PveraConfig, {"target_modules": LINEAR, "r": 4}),
     "pvera_gpt2": (peft.PveraConfig, {"target_modules": ["c_attn", "c_proj"], "r": 4}, gpt2),
+    "c3a": (
+        peft.C3AConfig,
+        {"target_modules": LINEAR, "block_size": 4, "block_size_pattern": {"q_proj": 8}},
+        toy,
+        8,
+        3,
+    ),
 }
 """The arguments of `Case` by name."""
 
@@ -82,7 +89,14 @@ def banked(weight, factors, said, module):
     return weight + change.reshape(weight.shape)
 
 
-NAIVE: dict[str, Any] = {"VBLORA": banked}
+def circulant(weight, factors, said, module):
+    """C3A with each row of each block turned by one more: PEFT's code makes the kernel float32."""
+    kernel = factors["c3a_kernel"]
+    rows = [[np.concatenate([np.roll(k, u) for k in row]) for u in range(kernel.shape[-1])] for row in kernel]
+    return weight + np.concatenate(rows) / weight.shape[1]
+
+
+NAIVE: dict[str, Any] = {"C3A": circulant, "VBLORA": banked}
 """W_tuned in numpy, where PEFT's own code cannot be run in float64."""
 MAKERS = [
     *(
@@ -119,5 +133,6 @@ MAKERS = [
         Maker("pvera", layout, shape, {"A": (6, 7), "B": (9, 3), "lambda_d": (6,), "lambda_b": (6,)})
         for layout, shape in (("linear", (6, 5)), ("transposed", (5, 6)))
     ),
+    Maker("c3a", "linear", (6, 9), {"kernel": (2, 3, 3)}),
 ]
 """The strategies of the contract."""

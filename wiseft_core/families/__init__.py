@@ -12,6 +12,7 @@ from typing import Final
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 from wiseft_core.families.adalora import ADALORA
 from wiseft_core.families.boft import BOFT
+from wiseft_core.families.c3a import C3A
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
@@ -51,6 +52,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "vera": VERA,
     "pvera": PVERA,
     "randlora": RANDLORA,
+    "c3a": C3A,
     "fourierft": FOURIERFT,
     "pissa": PISSA,
     "olora": OLORA,
