@@ -68,6 +68,15 @@ CASES: dict[str, tuple[Any, ...]] = {
         8,
         3,
     ),
+    **{
+        f"waveft{end}": (peft.WaveFTConfig, {"target_modules": names, "n_frequency": 20, "scaling": 3.0, **more}, *make)
+        for end, names, more, make in (
+            ("", LINEAR, {}, ()),
+            ("_odd", ["head", "up"], {"proportional_parameters": True}, ()),
+            ("_plain", LINEAR, {"use_idwt": False}, ()),
+            ("_gpt2", ["c_attn", "c_fc"], {}, (gpt2,)),
+        )
+    },
 }
 """The arguments of `Case` by name."""
 
@@ -134,5 +143,10 @@ MAKERS = [
         for layout, shape in (("linear", (6, 5)), ("transposed", (5, 6)))
     ),
     Maker("c3a", "linear", (6, 9), {"kernel": (2, 3, 3)}),
+    *(
+        Maker("waveft", layout, (7, 5), {"spectrum": (19,)}, settings={"random_loc_seed": 777, "use_idwt": waves})
+        for layout in ("linear", "transposed")
+        for waves in (True, False)
+    ),
 ]
 """The strategies of the contract."""

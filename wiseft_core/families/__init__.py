@@ -32,6 +32,7 @@ from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.tokens import TOKENS
 from wiseft_core.families.vblora import VBLORA
 from wiseft_core.families.vera import VERA
+from wiseft_core.families.waveft import WAVEFT
 
 __all__ = ["FAMILIES", "MODULES", "Change", "Factors", "Family", "Hyper", "Option", "Options", "Sizes", "Total"]
 
@@ -54,6 +55,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "randlora": RANDLORA,
     "c3a": C3A,
     "fourierft": FOURIERFT,
+    "waveft": WAVEFT,
     "pissa": PISSA,
     "olora": OLORA,
     "shira": SHIRA,
