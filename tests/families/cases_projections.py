@@ -73,8 +73,10 @@ CASES: dict[str, tuple[Any, ...]] = {
         for end, names, more, make in (
             ("", LINEAR, {}, ()),
             ("_odd", ["head", "up"], {"proportional_parameters": True}, ()),
-            ("_plain", LINEAR, {"use_idwt": False}, ()),
-            ("_gpt2", ["c_attn", "c_fc"], {}, (gpt2,)),
+            ("_plain", ["head", "up"], {"use_idwt": False}, ()),
+            ("_db4", ["head", "up"], {"wavelet_family": "db4"}, ()),
+            ("_db10", LINEAR, {"wavelet_family": "db10"}, ()),
+            ("_gpt2", ["c_attn", "c_fc"], {"wavelet_family": "db2"}, (gpt2,)),
         )
     },
 }
@@ -144,9 +146,9 @@ MAKERS = [
     ),
     Maker("c3a", "linear", (6, 9), {"kernel": (2, 3, 3)}),
     *(
-        Maker("waveft", layout, (7, 5), {"spectrum": (19,)}, settings={"random_loc_seed": 777, "use_idwt": waves})
+        Maker("waveft", layout, (7, 5), {"spectrum": (19,)}, settings={"random_loc_seed": 777, **said})
         for layout in ("linear", "transposed")
-        for waves in (True, False)
+        for said in ({"use_idwt": True, "wavelet_family": "db2"}, {"use_idwt": False})
     ),
 ]
 """The strategies of the contract."""

@@ -11,6 +11,7 @@ import torch
 from toys import toy
 
 from wiseft_core import errors, interpolate, interpolate_tensor
+from wiseft_core.families.waveft import daubechies
 
 BASE = {"proj.weight": torch.eye(8)}
 
@@ -27,7 +28,7 @@ def merged(tensors, **config):
     [
         ({"peft_type": "RANDLORA", "randlora_alpha": 7, "r": 3, "save_projection": False}, "bf16 or fp16"),
         ({"peft_type": "PVERA", "save_projection": False}, "16 bits"),
-        ({"peft_type": "WAVEFT", "scaling": 1.0, "random_loc_seed": 7, "wavelet_family": "db2"}, "filters"),
+        ({"peft_type": "WAVEFT", "scaling": 1.0, "random_loc_seed": 7, "wavelet_family": "sym4"}, "filters"),
     ],
 )
 def test_what_files_do_not_tell_is_refused_with_its_reason(config, reason):
@@ -106,3 +107,15 @@ def test_boft_rotates():
     tuned = interpolate_tensor(torch.eye(8), {"R": trained, "s": torch.ones(8, 1)}, 1.0, family="boft")
     assert torch.allclose(tuned @ tuned.T, torch.eye(8), atol=1e-6)
     assert (tuned.abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("moments", range(1, 11))
+def test_daubechies_filters_are_what_defines_them(moments):
+    """Orthonormal to its even shifts, with so many vanishing moments, and the most of its energy early."""
+    low = torch.tensor(daubechies(moments), dtype=torch.float64)
+    steps = torch.arange(2 * moments, dtype=torch.float64) / (2 * moments)
+    for shift in range(moments):
+        product = (low[: len(low) - 2 * shift] * low[2 * shift :]).sum()
+        assert abs(product - int(shift == 0)) < 1e-13
+        assert abs((low * (-1) ** torch.arange(2 * moments) * steps**shift).sum()) < 1e-12
+    assert low[: moments + 1].square().sum() >= low[moments - 1 :].square().sum() - 1e-12

@@ -2,12 +2,14 @@
 
     W_tuned = W + s·(synthesis of S)        S[index // in, index % in] = spectrum
 
-The places are not saved: they are those of FourierFT. Without `use_idwt` the difference is s·S itself. The wavelet is
-Haar's, which PEFT calls db1 and has as its default.
+The places are not saved: they are those of FourierFT. Without `use_idwt` the difference is s·S itself. Daubechies'
+wavelets db1 (PEFT's default) to db10 are computed. Symlets and coiflets, which PEFT has as tables of numbers, are
+refused; its coif4 and coif5 are not orthogonal, and it has no others, whatever its config takes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from wiseft_core.families._family import Change, Factors, Family, Hyper, Option
@@ -20,32 +22,53 @@ if TYPE_CHECKING:
 def delta(factors: Factors, hyper: Hyper) -> Tensor:
     """The difference, before its scale.
 
-        D = S, zero but for the spectrum at its places; with `use_idwt`, four quarters of S, each of them a band:
-        D[2p + u, 2q + v] = (upper left + (-1)^u·upper right + (-1)^v·lower left + (-1)^(u+v)·lower right)[p, q] / 2
+        D = S, zero but for the spectrum at its places. With `use_idwt` the quarters of S are bands:
+        D = L·upper left·Lᵀ + H·upper right·Lᵀ + L·lower left·Hᵀ + H·lower right·Hᵀ
+        L[t, k] = low[t - 2k] and H[t, k] = (-1)^t·low[taps - 1 - t + 2k], without the taps - 2 rows at each end
 
     Shapes:
-        spectrum (count). Of an odd size S has one row or column of zeros more, and D is cut. Returns (out, in).
-    Exactness: W + c·D is off by at most 2^-48·4·(|W| + |c|·the sum of four coefficients).
+        spectrum (count). S has taps - 2 rows and columns more than D, and of an odd size one more: the spectrum lies in
+        its middle, and D is cut. Returns (out, in).
+    Exactness: W + c·D is off by at most 2^-44·taps²·(|W| + |c|·the largest of the spectrum).
     Closed: linear in spectrum.
     Source: Bilican et al. 2025, arXiv:2505.12532, section 3; the bands' order: PEFT 0.21.
     """
     spectrum, out, size = factors["spectrum"], hyper.sizes["out"], hyper.sizes["in"]
     places = first_places(out * size, len(spectrum), hyper.options["random_loc_seed"]).to(spectrum.device)
-    if not hyper.options["use_idwt"]:
-        dense = spectrum.new_zeros(out * size)
-        dense[places] = spectrum
-        return dense.view(out, size)
-    dense = spectrum.new_zeros(out + out % 2, size + size % 2)
-    dense[places // size, places % size] = spectrum
-    (low, across), (down, both) = (half.chunk(2, 1) for half in dense.chunk(2))
-    return joined(joined(low, across).T, joined(down, both).T).T[:out, :size] * 0.5
+    low = daubechies(int(hyper.options["wavelet_family"].removeprefix("db"))) if hyper.options["use_idwt"] else []
+    more = max(len(low) - 2, 0)
+    dense = spectrum.new_zeros(out + out % 2 + more, size + size % 2 + more)
+    dense[places // size + more // 2, places % size + more // 2] = spectrum
+    if low:
+        (left, across), (down, both) = (half.chunk(2, 1) for half in dense.chunk(2))
+        dense = joined(joined(left, across, low).T, joined(down, both, low).T, low).T
+    return dense[:out, :size].contiguous()
 
 
-def joined(sums: Tensor, differences: Tensor) -> Tensor:
-    """Twice as many rows: of each two, the sum and the difference of the two given."""
-    import torch  # comes with arithmetic, not with a plan
+def joined(smooth: Tensor, detail: Tensor, low: list[float]) -> Tensor:
+    """The rows whose two bands these are: L·smooth + H·detail."""
+    taps, count = len(low), len(smooth)
+    grown = smooth.new_zeros(2 * count + taps - 2, smooth.shape[1])
+    for tap, (one, other) in enumerate(zip(low, reversed(low), strict=True)):
+        grown[tap : tap + 2 * count - 1 : 2] += smooth * one + detail * (-other if tap % 2 else other)
+    return grown[taps - 2 : 2 * count]
 
-    return torch.stack([sums + differences, sums - differences], 1).reshape(-1, sums.shape[1])
+
+def daubechies(moments: int) -> list[float]:
+    """The low filter with so many vanishing moments, and of least phase: 2·moments numbers.
+
+    Its polynomial has the zero -1 as many times, and the zeros inside the unit circle of P((2 - z - 1/z) / 4), where
+    P(y) is the sum over k < moments of binomial(moments - 1 + k, k)·y^k.
+    Daubechies 1988, Orthonormal bases of compactly supported wavelets, section 4.
+    """
+    import numpy as np  # comes with arithmetic, not with a plan
+
+    half = 1 - 2 * np.roots([math.comb(moments - 1 + k, k) for k in reversed(range(moments))]).astype(complex)
+    away = np.sqrt(half * half - 1)
+    zeros = np.concatenate([half + away, half - away])
+    found = np.poly([-1] * moments + list(zeros[np.abs(zeros) < 1])).real
+    values: list[float] = (found * (math.sqrt(2) / found.sum())).tolist()
+    return values
 
 
 WAVEFT = Family(
@@ -67,7 +90,9 @@ WAVEFT = Family(
         "random_loc_seed": Option(int),
         "use_idwt": Option(bool, default=True),
         "wavelet_family": Option(
-            ("db1",), default="db1", why="the filters of other wavelets are tables that are not here"
+            tuple(f"db{moments}" for moments in range(1, 11)),
+            default="db1",
+            why="the filters of symlets and coiflets are tables that are not here",
         ),
     },
     harmless={
