@@ -185,13 +185,17 @@ def whole(pattern: str) -> str:
     return f"^({pattern})"
 
 
-def _word(kinds: tuple[object, ...]) -> Reader:
-    """A reader of one of a few values."""
+def _word(kinds: tuple[object, ...], why: str) -> Reader:
+    """A reader of one of a few values, and the reason for refusing others, if there is one."""
 
     def read(value: object, where: str) -> object:
-        if not any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
-            raise wrong(where, " or ".join(map(repr, kinds)), value)
-        return value
+        if any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
+            return value
+        problem = wrong(where, " or ".join(map(repr, kinds)), value)
+        if not why:
+            raise problem
+        hint = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
+        raise Unsupported(where, expected=problem.expected, got=f"{problem.got} — {why}", hint=hint)
 
     return read
 
@@ -204,7 +208,7 @@ def option_readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     """How a family's options are read, and the patterns that override them."""
     readers: dict[str, Reader] = {}
     for name, option in options.items():
-        reader = _rank if name == "r" else _word(option.kind) if isinstance(option.kind, tuple) else KINDS[option.kind]
+        reader = _rank if name == "r" else KINDS.get(option.kind) or _word(option.kind, option.why)
         readers[name] = reader
         if option.pattern is not None:
             readers[option.pattern] = partial(_patterns, reader=reader)

@@ -26,7 +26,7 @@ from wiseft_core.orientation import Orientation
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 
-INTEGERS = ("I32", "I64")
+INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
 
 

@@ -24,6 +24,7 @@ import peft
 import pytest
 import torch
 from exact import same_bits
+from families import cases_projections
 from safetensors.torch import load_file
 from toys import gpt2, toy
 
@@ -112,6 +113,7 @@ CASES: dict[str, Case] = {
     "shira": Case(peft.ShiraConfig, {"target_modules": LINEAR, "r": 2}),
     "ln_tuning": Case(peft.LNTuningConfig, {"target_modules": ["norm"]}),
 }
+CASES |= {name: Case(*row) for name, row in cases_projections.CASES.items()}
 ERRORS: dict[str, float] = {}
 """The largest error of each case that was seen, in its units: shown by `-s`."""
 
@@ -260,11 +262,12 @@ def exactly(name: str, one: Trained) -> dict[str, torch.Tensor]:
     for key, value in load_file(one.folder / "adapter_model.safetensors").items():
         module, _, role = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         factors.setdefault(module, {})[role] = value.double().numpy()
+    shared = factors.pop("base_model", {})
     found = {key: value.double() for key, value in one.base.items()}
     for module, parts in factors.items():
         weight = found[f"{module}.weight"].numpy()
         across = one.base_config is not None
-        tuned = naive(weight.T if across else weight, parts, said, module)
+        tuned = naive(weight.T if across else weight, {**shared, **parts}, said, module)
         found[f"{module}.weight"] = torch.from_numpy(np.ascontiguousarray(tuned.T if across else tuned))
     return found
 
@@ -313,3 +316,4 @@ def low_rank(weight, factors, said, module):
 
 
 NAIVE = {"FOURIERFT": fourier, "LOHA": hadamard, "SHIRA": sparse, "LORA": low_rank}
+NAIVE |= cases_projections.NAIVE

@@ -11,20 +11,28 @@ from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 from wiseft_core.families.adalora import ADALORA
+from wiseft_core.families.boft import BOFT
+from wiseft_core.families.c3a import C3A
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.hra import HRA
 from wiseft_core.families.ia3 import IA3
 from wiseft_core.families.ln_tuning import LN_TUNING
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
 from wiseft_core.families.lora import LORA
+from wiseft_core.families.miss import MISS
 from wiseft_core.families.oft import OFT
 from wiseft_core.families.olora import OLORA
 from wiseft_core.families.pissa import PISSA
+from wiseft_core.families.pvera import PVERA
+from wiseft_core.families.randlora import RANDLORA
 from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.tokens import TOKENS
+from wiseft_core.families.vblora import VBLORA
 from wiseft_core.families.vera import VERA
+from wiseft_core.families.waveft import WAVEFT
 
 __all__ = ["FAMILIES", "MODULES", "Change", "Factors", "Family", "Hyper", "Option", "Options", "Sizes", "Total"]
 
@@ -38,8 +46,16 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "adalora": ADALORA,
     "ia3": IA3,
     "oft": OFT,
+    "boft": BOFT,
+    "hra": HRA,
+    "miss": MISS,
+    "vblora": VBLORA,
     "vera": VERA,
+    "pvera": PVERA,
+    "randlora": RANDLORA,
+    "c3a": C3A,
     "fourierft": FOURIERFT,
+    "waveft": WAVEFT,
     "pissa": PISSA,
     "olora": OLORA,
     "shira": SHIRA,
