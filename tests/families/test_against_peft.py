@@ -24,6 +24,7 @@ import peft
 import pytest
 import torch
 from exact import same_bits
+from families import cases_low_rank
 from safetensors.torch import load_file
 from toys import gpt2, toy
 
@@ -79,6 +80,7 @@ CASES: dict[str, Case] = {
         peft.FourierFTConfig, {"target_modules": ["c_attn", "c_fc"], "n_frequency": 20, "scaling": 30.0}, gpt2
     ),
 }
+CASES |= {name: Case(*row) for name, row in cases_low_rank.CASES.items()}
 ERRORS: dict[str, float] = {}
 """The largest error of each case that was seen, in its units: shown by `-s`."""
 
@@ -260,3 +262,4 @@ def fourier(weight, factors, said, module):
 
 
 NAIVE = {"FOURIERFT": fourier, "LOHA": hadamard}
+NAIVE |= cases_low_rank.NAIVE

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
+from wiseft_core.families.beft import BEFT
+from wiseft_core.families.delora import DELORA
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.gralora import GRALORA
 from wiseft_core.families.ia3 import IA3
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
@@ -32,5 +35,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "ia3": IA3,
     "vera": VERA,
     "fourierft": FOURIERFT,
+    "delora": DELORA,
+    "gralora": GRALORA,
+    "beft": BEFT,
 }
 """Every family that the package knows, by name."""
