@@ -11,6 +11,7 @@ from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 from wiseft_core.families.adalora import ADALORA
+from wiseft_core.families.bdlora import BDLORA
 from wiseft_core.families.beft import BEFT
 from wiseft_core.families.delora import DELORA
 from wiseft_core.families.dora import DORA
@@ -18,6 +19,7 @@ from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
 from wiseft_core.families.gralora import GRALORA
 from wiseft_core.families.ia3 import IA3
+from wiseft_core.families.kasa import KASA
 from wiseft_core.families.ln_tuning import LN_TUNING
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
@@ -43,6 +45,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "oft": OFT,
     "vera": VERA,
     "fourierft": FOURIERFT,
+    "bdlora": BDLORA,
+    "kasa": KASA,
     "delora": DELORA,
     "gralora": GRALORA,
     "beft": BEFT,
