@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import peft
+import torch
 from contract import Maker
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from toys import gpt2, toy
@@ -26,6 +27,9 @@ CASES: dict[str, tuple[Any, ...]] = {
         gpt2,
     ),
     "beft": (peft.BeftConfig, {"target_modules": LINEAR}),
+    "supertuning": (peft.SupertuningConfig, {"target_modules": LINEAR, "sparsity": 0.8}),
+    "supertuning_smallest": (peft.SupertuningConfig, {"target_modules": LINEAR, "sparsity": 0.8, "select_top": False}),
+    "supra": (peft.SupertuningConfig, {"target_modules": LINEAR, "sparsity": 0.8, "r": 3, "lora_alpha": 7.0}),
     "bdlora": (
         peft.LoraConfig,
         {
@@ -77,5 +81,13 @@ MAKERS = [
     Maker("bdlora", "linear", (6, 8), {"A": (4, 4), "B": (6, 4)}),
     Maker("bdlora", "linear", (6, 8), {"A": (4, 8), "B": (6, 2)}),
     Maker("kasa", "linear", (6, 5), {"A": (3, 5), "B": (6, 3), "diag": (3,)}),
+    Maker("supertuning", "linear", (6, 5), {"values": (4,), "indices": torch.tensor([29, 0, 7, 12])}),
+    Maker(
+        "supra",
+        "linear",
+        (6, 5),
+        {"values": (4,), "indices": torch.tensor([29, 0, 7, 12]), "A": (3, 5), "B": (6, 3)},
+        settings={"lora_alpha": 6.0},
+    ),
     Maker("beft", "whole", (6,), {"bias": (1, 6)}, "bias"),
 ]

@@ -20,7 +20,7 @@ PLAIN = {"lora_alpha": 4}
 @pytest.mark.parametrize("said", [{}, {"kasa_config": None}, {"kasa_config": False}])
 def test_a_diagonal_without_its_config_is_refused(said):
     """KaSA takes a part of the base away, and only its config says that it does: that is never guessed."""
-    with pytest.raises(errors.WiseftError, match="kasa_config|diag"):
+    with pytest.raises(errors.WiseftError, match=r"kasa_config|diag"):
         interpolate(BASE, FACTORS | {"proj.lora_diag": torch.ones(2)}, 0.5, config=PLAIN | said)
 
 
@@ -71,3 +71,18 @@ def test_a_changed_config_is_saved_with_its_parts():
     config = AdapterConfig.from_mapping(PLAIN | {"use_bdlora": {"nblocks": 2}})
     saved, _ = completed(replace(config, lora_alpha=5.0), {}, {})
     assert (saved["lora_alpha"], saved["use_bdlora"]) == (5.0, {"nblocks": 2})
+
+
+@pytest.mark.parametrize("place", [-1, 24])
+def test_places_outside_the_weight_are_refused(place):
+    """They belong to another base."""
+    sparse = {"proj.supertuning_values": torch.ones(2), "proj.supertuning_indices": torch.tensor([3, place])}
+    with pytest.raises(errors.ShapeMismatch, match="outside"):
+        interpolate(BASE, sparse, 0.5, config={"peft_type": "SUPERTUNING"})["proj.weight"]
+
+
+def test_values_without_their_places_are_refused():
+    """Sizes that are equal have no order, so that which value belongs to which cannot be found again."""
+    config = {"peft_type": "SUPERTUNING", "save_precomputed_indices": False}
+    with pytest.raises(errors.MissingFactor, match="indices"):
+        interpolate(BASE, {"proj.supertuning_values": torch.ones(2)}, 0.5, config=config)

@@ -28,6 +28,7 @@ from wiseft_core.families.oft import OFT
 from wiseft_core.families.olora import OLORA
 from wiseft_core.families.pissa import PISSA
 from wiseft_core.families.shira import SHIRA
+from wiseft_core.families.supertuning import SUPERTUNING, SUPRA
 from wiseft_core.families.tokens import TOKENS
 from wiseft_core.families.vera import VERA
 
@@ -50,6 +51,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "delora": DELORA,
     "gralora": GRALORA,
     "beft": BEFT,
+    "supertuning": SUPERTUNING,
+    "supra": SUPRA,
     "pissa": PISSA,
     "olora": OLORA,
     "shira": SHIRA,
