@@ -185,12 +185,16 @@ def whole(pattern: str) -> str:
     return f"^({pattern})"
 
 
-def _word(kinds: tuple[object, ...]) -> Reader:
-    """A reader of one of a few values."""
+def _word(kinds: tuple[object, ...], why: str) -> Reader:
+    """A reader of one of a few values; another one is no mistake where something is said against it."""
 
     def read(value: object, where: str) -> object:
         if not any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
-            raise wrong(where, " or ".join(map(repr, kinds)), value)
+            expected = " or ".join(map(repr, kinds))
+            if why:
+                hint = "merge this adapter with the library that trained it"
+                raise Unsupported(where, expected=expected, got=f"{value!r} — {why}", hint=hint)
+            raise wrong(where, expected, value)
         return value
 
     return read
@@ -204,7 +208,8 @@ def option_readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     """How a family's options are read, and the patterns that override them."""
     readers: dict[str, Reader] = {}
     for name, option in options.items():
-        reader = _rank if name == "r" else _word(option.kind) if isinstance(option.kind, tuple) else KINDS[option.kind]
+        kind = option.kind
+        reader = _word(kind, option.why) if isinstance(kind, tuple) else _rank if name == "r" else KINDS[kind]
         readers[name] = reader
         if option.pattern is not None:
             readers[option.pattern] = partial(_patterns, reader=reader)
