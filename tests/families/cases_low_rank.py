@@ -27,6 +27,21 @@ CASES: dict[str, tuple[Any, ...]] = {
         gpt2,
     ),
     "beft": (peft.BeftConfig, {"target_modules": LINEAR}),
+    "tinylora": (peft.TinyLoraConfig, {"target_modules": [*LINEAR, "emb"], "r": 3, "u": 5, "weight_tying": 1.0}),
+    "tinylora_gpt2": (
+        peft.TinyLoraConfig,
+        {"target_modules": ["c_attn", "c_fc", "c_proj", "wte"], "r": 3, "u": 5, "weight_tying": 1.0},
+        gpt2,
+    ),
+    "unilora": (
+        peft.UniLoraConfig,
+        {"target_modules": LINEAR, "r": 3, "theta_d_length": 50, "save_indices": True},
+    ),
+    "unilora_gpt2": (
+        peft.UniLoraConfig,
+        {"target_modules": ["c_attn", "c_fc", "c_proj"], "r": 3, "theta_d_length": 50, "save_indices": True},
+        gpt2,
+    ),
     "supertuning": (peft.SupertuningConfig, {"target_modules": LINEAR, "sparsity": 0.8}),
     "supertuning_smallest": (peft.SupertuningConfig, {"target_modules": LINEAR, "sparsity": 0.8, "select_top": False}),
     "supra": (peft.SupertuningConfig, {"target_modules": LINEAR, "sparsity": 0.8, "r": 3, "lora_alpha": 7.0}),
@@ -81,6 +96,24 @@ MAKERS = [
     Maker("bdlora", "linear", (6, 8), {"A": (4, 4), "B": (6, 4)}),
     Maker("bdlora", "linear", (6, 8), {"A": (4, 8), "B": (6, 2)}),
     Maker("kasa", "linear", (6, 5), {"A": (3, 5), "B": (6, 3), "diag": (3,)}),
+    Maker("tinylora", "linear", (6, 5), {"A": (3, 5), "B": (6, 3), "P": (2, 3, 3), "v": (2,)}),
+    Maker("tinylora", "transposed", (6, 5), {"A": (3, 6), "B": (5, 3), "P": (2, 3, 3), "v": (2,)}),
+    *(
+        Maker(
+            "unilora",
+            layout,
+            (6, 5),
+            {
+                "indices_A": torch.arange(2 * inner).view(2, inner) % 7,
+                "scales_A": (2, inner),
+                "indices_B": torch.arange(2 * outer).view(outer, 2) % 7,
+                "scales_B": (outer, 2),
+                "theta": (7,),
+            },
+            settings={"theta_d_length": 7},
+        )
+        for layout, outer, inner in (("linear", 6, 5), ("transposed", 5, 6))
+    ),
     Maker("supertuning", "linear", (6, 5), {"values": (4,), "indices": torch.tensor([29, 0, 7, 12])}),
     Maker(
         "supra",

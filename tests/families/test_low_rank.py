@@ -86,3 +86,32 @@ def test_values_without_their_places_are_refused():
     config = {"peft_type": "SUPERTUNING", "save_precomputed_indices": False}
     with pytest.raises(errors.MissingFactor, match="indices"):
         interpolate(BASE, {"proj.supertuning_values": torch.ones(2)}, 0.5, config=config)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"peft_type": "UNILORA", "save_indices": False},
+        {"peft_type": "TINYLORA", "weight_tying": 0.0},
+        {"peft_type": "TINYLORA", "weight_tying": 1.0, "save_projection": False},
+    ],
+)
+def test_what_follows_the_order_of_modules_is_refused(said):
+    """The order in which a model has its modules stands in no file: the refusal says so."""
+    with pytest.raises(errors.Unsupported) as caught:
+        AdapterConfig.from_mapping(said)
+    assert list(said)[-1] in caught.value.where and "order" in caught.value.got
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_indices_outside_theta_are_refused(index):
+    """They would be read from the other end, or not at all."""
+    drawn = {"base_model.unilora_theta_d": torch.ones(3)}
+    for side, shape in (("A", (2, 4)), ("B", (6, 2))):
+        drawn[f"base_model.model.proj.unilora_indices_{side}"] = torch.zeros(shape, dtype=torch.int64)
+        drawn[f"base_model.model.proj.unilora_scales_{side}"] = torch.ones(shape)
+    config = {"peft_type": "UNILORA", "save_indices": True, "theta_d_length": 3}
+    assert interpolate(BASE, drawn, 1.0, config=config)["proj.weight"].sum() == 72
+    drawn["base_model.model.proj.unilora_indices_A"][0, 0] = index
+    with pytest.raises(errors.ShapeMismatch, match="outside"):
+        interpolate(BASE, drawn, 1.0, config=config)["proj.weight"]

@@ -29,7 +29,9 @@ from wiseft_core.families.olora import OLORA
 from wiseft_core.families.pissa import PISSA
 from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.supertuning import SUPERTUNING, SUPRA
+from wiseft_core.families.tinylora import TINYLORA
 from wiseft_core.families.tokens import TOKENS
+from wiseft_core.families.unilora import UNILORA
 from wiseft_core.families.vera import VERA
 
 __all__ = ["FAMILIES", "MODULES", "Change", "Factors", "Family", "Hyper", "Option", "Options", "Sizes", "Total"]
@@ -50,6 +52,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "kasa": KASA,
     "delora": DELORA,
     "gralora": GRALORA,
+    "tinylora": TINYLORA,
+    "unilora": UNILORA,
     "beft": BEFT,
     "supertuning": SUPERTUNING,
     "supra": SUPRA,
