@@ -57,6 +57,25 @@ CASES: dict[str, tuple[Any, ...]] = {
             ),
         },
     ),
+    "bdlora_bias": (
+        peft.LoraConfig,
+        {**LORA, "lora_bias": True, "use_rslora": True, "use_bdlora": BdLoraConfig(LINEAR, nblocks=4)},
+    ),
+    "bdlora_gpt2": (
+        peft.LoraConfig,
+        {**LORA, "target_modules": ["c_attn", "c_fc"], "use_bdlora": BdLoraConfig(["none"], match_strict=False)},
+        gpt2,
+    ),
+    "velora_gpt2": (
+        peft.LoraConfig,
+        {**LORA, "target_modules": ["c_attn", "c_fc"], "velora_config": VeloraConfig(num_groups=4)},
+        gpt2,
+    ),
+    "monteclora_gpt2": (
+        peft.LoraConfig,
+        {**LORA, "target_modules": ["c_attn", "c_fc"], "monteclora_config": MontecloraConfig()},
+        gpt2,
+    ),
     "velora": (peft.LoraConfig, {**LORA, "velora_config": VeloraConfig(num_groups=4, init_type="random")}),
     "monteclora": (peft.LoraConfig, {**LORA, "monteclora_config": MontecloraConfig()}),
     "mica": (peft.LoraConfig, {**LORA, "target_modules": [*LINEAR, "emb"], "init_lora_weights": "mica"}),
@@ -79,7 +98,7 @@ def without_the_least(weight, factors, said, module):
 
 
 NAIVE: dict[str, Any] = {
-    **dict.fromkeys(("bdlora", "velora", "monteclora", "mica", "mica_gpt2")),
+    **{name: None for name, (config, *_) in CASES.items() if config is peft.LoraConfig},
     "kasa": without_the_least,
 }
 """W_tuned in numpy by case or method, where PEFT's own code cannot be run in float64; None: it can."""
