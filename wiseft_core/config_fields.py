@@ -186,16 +186,16 @@ def whole(pattern: str) -> str:
 
 
 def _word(kinds: tuple[object, ...], why: str) -> Reader:
-    """A reader of one of a few values; another one is no mistake where something is said against it."""
+    """A reader of one of a few values, and the reason for refusing others, if there is one."""
 
     def read(value: object, where: str) -> object:
-        if not any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
-            expected = " or ".join(map(repr, kinds))
-            if why:
-                hint = "merge this adapter with the library that trained it"
-                raise Unsupported(where, expected=expected, got=f"{value!r} — {why}", hint=hint)
-            raise wrong(where, expected, value)
-        return value
+        if any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
+            return value
+        problem = wrong(where, " or ".join(map(repr, kinds)), value)
+        if not why:
+            raise problem
+        hint = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
+        raise Unsupported(where, expected=problem.expected, got=f"{problem.got} — {why}", hint=hint)
 
     return read
 
@@ -208,8 +208,7 @@ def option_readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     """How a family's options are read, and the patterns that override them."""
     readers: dict[str, Reader] = {}
     for name, option in options.items():
-        kind = option.kind
-        reader = _word(kind, option.why) if isinstance(kind, tuple) else _rank if name == "r" else KINDS[kind]
+        reader = _rank if name == "r" else KINDS.get(option.kind) or _word(option.kind, option.why)
         readers[name] = reader
         if option.pattern is not None:
             readers[option.pattern] = partial(_patterns, reader=reader)

@@ -107,7 +107,13 @@ MAKERS = [
     Maker("gralora", "linear", (6, 9), {"A": (3, 3, 6), "B": (3, 6, 2)}),
     Maker("gralora", "transposed", (6, 9), {"A": (3, 2, 6), "B": (3, 6, 3)}),
     *(
-        Maker("gralora", layout, shape, {"A": (2, 2, 4), "B": (2, 4, 3), "A_general": (3, 4), "B_general": (6, 3)})
+        Maker(
+            "gralora",
+            layout,
+            shape,
+            {"A": (2, 2, 4), "B": (2, 4, 3), "A_general": (3, 4), "B_general": (6, 3)},
+            settings={"hybrid_r": 3},
+        )
         for layout, shape in (("linear", (6, 4)), ("transposed", (4, 6)))
     ),
     Maker("bdlora", "linear", (5, 8), {"A": (4, 8), "B": (5, 4)}),

@@ -115,3 +115,16 @@ def test_indices_outside_theta_are_refused(index):
     drawn["base_model.model.proj.unilora_indices_A"][0, 0] = index
     with pytest.raises(errors.ShapeMismatch, match="outside"):
         interpolate(BASE, drawn, 1.0, config=config)["proj.weight"]
+
+
+@pytest.mark.parametrize(("said", "general"), [(2, 0), (0, 2), (2, 1)])
+def test_the_hybrid_rank_is_that_of_the_config(said, general):
+    """The scale is read from it: a file without its factors, or with others, is not what the config speaks of."""
+    factors = {"proj.gralora_A": torch.ones(2, 2, 4), "proj.gralora_B": torch.ones(2, 4, 3)}
+    if general:
+        factors["proj.gralora_A_general.weight"] = torch.ones(general, 4)
+        factors["proj.gralora_B_general.weight"] = torch.ones(6, general)
+    config = {"peft_type": "GRALORA", "alpha": 4, "r": 4, "gralora_k": 2}
+    assert interpolate(BASE, factors, 1.0, config=config | {"hybrid_r": general})["proj.weight"].isfinite().all()
+    with pytest.raises(errors.ShapeMismatch, match="hybrid"):
+        interpolate(BASE, factors, 1.0, config=config | {"hybrid_r": said})["proj.weight"]

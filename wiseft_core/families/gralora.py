@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wiseft_core.errors import ShapeMismatch
 from wiseft_core.families._family import Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
 
     Shapes:
         A (k, in/k, rank); B (k, rank, out/k); A_general (hybrid, in); B_general (out, hybrid). Returns (out, in).
+    Raises:
+        ShapeMismatch: The hybrid form has another rank than the config says.
     Exactness: W + c·D is off by at most 2^-48·(rank + hybrid + 5)·(|W| + |c|·the same sums of |B||A|).
     Closed: linear in B, and in B and B_general together.
     Source: Jung et al. 2025, arXiv:2505.20355; PEFT 0.21 for the hybrid form.
@@ -31,14 +34,21 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
 
     from wiseft_core.numerics import product
 
-    first, second = factors["A"], factors["B"]
+    hybrid, first, second = hyper.sizes.get("hybrid", 0), factors["A"], factors["B"]
+    if hyper.options["hybrid_r"] != hybrid:
+        raise ShapeMismatch(
+            "the rank of the hybrid form",
+            expected=f"{hyper.options['hybrid_r']} (hybrid_r of the config)",
+            got=f"{hybrid} (shape of the factors)",
+            hint="config and tensors belong to different adapters",
+        )
     count, _, rank = first.shape
     parts = [slice(at * rank // count, (at + 1) * rank // count) for at in range(count)]
     blocks = [[product(second[m][parts[n]].T, first[n][:, parts[m]].T) for n in range(count)] for m in range(count)]
     total = torch.cat([torch.cat(row, 1) for row in blocks])
     if "A_general" in factors:
         total += product(factors["B_general"], factors["A_general"])
-    return total / (rank + hyper.sizes.get("hybrid", 0))
+    return total / (rank + hybrid)
 
 
 def rescaled(factors: Factors, alpha: float, total: Total) -> Factors:
@@ -87,9 +97,8 @@ GRALORA = Family(
         "gralora_A_general.weight": "A_general",
         "gralora_B_general.weight": "B_general",
     },
-    options={"alpha": Option(float), "r": Option(int)},
+    options={"alpha": Option(float), "r": Option(int), "hybrid_r": Option(int, default=0)},
     harmless={
-        "hybrid_r": "the shapes of the factors tell it",
         "gralora_k": "the shapes of the factors tell it",
         "gralora_dropout": "active in training only",
     },

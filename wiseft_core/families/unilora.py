@@ -33,7 +33,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
     length = hyper.options["theta_d_length"]
-    if len(factors["theta"]) != length:
+    if length not in (len(factors["theta"]), None):
         raise ShapeMismatch(
             "theta is not as long as the config says",
             expected=f"theta {[length]}",
