@@ -21,7 +21,12 @@ paths = st.sampled_from(["layers.0.q", "layers.1.q", "layers.1.k", "layers.11.q"
 patterns = st.sampled_from(["q", "k", r"layers\.1\.q", "layers.1.q", r"layers\.\d+\.q", "^layers.1", ".*", "^q"])
 
 SUPPORTED = {"LORA", "TRAINABLE_TOKENS"} | {family.peft for family in FAMILIES.values() if family.peft}
-NEEDED = {"ADALORA": {"total_step": 9}, "OFT": {"oft_block_size": 4}}
+NEEDED = {
+    "ADALORA": {"total_step": 9},
+    "OFT": {"oft_block_size": 4},
+    "TINYLORA": {"weight_tying": 1.0},
+    "UNILORA": {"save_indices": True},
+}
 """What PEFT's configs want to be told."""
 
 

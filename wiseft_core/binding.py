@@ -15,7 +15,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ShapeMismatch, UnusedPattern, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.methods import companions, suffixes
-from wiseft_core.naming.peft import PeftKey, parse_keys
+from wiseft_core.naming.peft import UNUSED, PeftKey, parse_keys
 from wiseft_core.orientation import Orientation
 from wiseft_core.sites import Placement, collect, copies, place
 from wiseft_core.steps import Scene, StepSpec, steps_of, token_rows
@@ -153,7 +153,7 @@ def bind(
         new=placed.new,
         same=placed.same,
         copies=copies(parsed),
-        ignored=tuple(sorted(key for key, part in parsed.items() if part.role == "ignored")),
+        ignored=tuple(sorted(key for key, part in parsed.items() if part.role in UNUSED)),
         homes=_homes(placed.new, base),
         rule=str(placed.rule),
         notes=tuple(notes),
@@ -243,7 +243,7 @@ def _check_patterns(config: AdapterConfig | None, parsed: Mapping[str, PeftKey])
     """Refuse a rank or alpha pattern that matches no module of the adapter."""
     if config is None:
         return
-    modules = {part.module for part in parsed.values() if part.role not in ("value", "ignored")}
+    modules = {part.module for part in parsed.values() if part.role not in {"value", *UNUSED}}
     such = f"modules such as {listed(modules)}"
     WiseftError.raise_all(
         [

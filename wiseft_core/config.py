@@ -39,6 +39,8 @@ class AdapterConfig:
     use_rslora: bool = False
     use_dora: bool | None = None
     lora_bias: bool | None = None
+    use_bdlora: bool | None = None
+    kasa_config: bool | None = None
     bias: str = "none"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)

@@ -29,8 +29,9 @@ def completed(
         specs: Dtype and shape by key.
     """
     given = dict(config.fields)
-    if AdapterConfig.from_mapping(given) != config:  # made by hand, or changed since it was read
-        given |= _own_fields(config)
+    read = AdapterConfig.from_mapping(given)
+    if read != config:  # made by hand, or changed since it was read
+        given |= _changed_fields(config, read)
     needed: dict[str, object] = {"peft_type": config.peft_type}
     if config.peft_type == "LORA":
         needed |= _from_tensors(config, parsed, specs)
@@ -38,15 +39,16 @@ def completed(
     return given | missing, tuple(sorted(missing))
 
 
-def _own_fields(config: AdapterConfig) -> dict[str, object]:
-    """The fields of a config that are not left at their defaults, as JSON spells them."""
-    default, names = AdapterConfig(), {own: name for name, own in RENAMED.items()}
+def _changed_fields(config: AdapterConfig, read: AdapterConfig) -> dict[str, object]:
+    """The fields of a config that are not as they were read, as JSON spells them."""
+    names = {own: name for name, own in RENAMED.items()}
     own = {
         names.get(field.name, field.name): plain(getattr(config, field.name))
         for field in fields(config)
-        if field.compare and field.name != "options" and getattr(config, field.name) != getattr(default, field.name)
+        if field.compare and field.name != "options" and getattr(config, field.name) != getattr(read, field.name)
     }
-    return own | {name: plain(value) for name, value in config.options.items()}
+    options = {name: value for name, value in config.options.items() if read.options.get(name) != value}
+    return own | {name: plain(value) for name, value in options.items()}
 
 
 def _from_tensors(

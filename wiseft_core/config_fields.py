@@ -223,6 +223,20 @@ def _trained_biases(value: object, where: str) -> str:
     return said
 
 
+def _part(*known: str) -> Reader:
+    """A reader of a part of a config that is there or not: true where it is an object of these fields, none needed."""
+
+    def read(value: object, where: str) -> bool:
+        if value is False:
+            return False
+        strange = {name for name, one in _mapping(value, where).items() if name not in known and not is_unset(one)}
+        if strange:
+            raise wrong(where, f"an object of {', '.join(known)}", value)
+        return True
+
+    return read
+
+
 RENAMED: Final = {"base_model_name_or_path": "base_model"}
 READERS: Final[Mapping[str, dict[str, Reader]]] = {
     "any": {"task_type": string, "base_model_name_or_path": string, "peft_version": string},
@@ -239,6 +253,8 @@ READERS: Final[Mapping[str, dict[str, Reader]]] = {
         "fan_in_fan_out": _flag,
         "trainable_token_indices": _token_indices,
         "ensure_weight_tying": _flag,
+        "use_bdlora": _part("target_modules_bd_a", "target_modules_bd_b", "nblocks", "match_strict"),
+        "kasa_config": _part("beta", "gamma"),
     },
     "TRAINABLE_TOKENS": {"trainable_token_indices": _token_indices},
     "others": {"bias": _trained_biases, "modules_to_save": _names, "fan_in_fan_out": _flag},

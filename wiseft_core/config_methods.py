@@ -37,6 +37,8 @@ HARMLESS: Final[Mapping[str, Mapping[str, str]]] = {
         "loftq_config": "read with init_lora_weights='loftq' only, which is refused",
         "corda_config": "read with init_lora_weights='corda' only, which is refused",
         "lora_ga_config": "read with init_lora_weights='lora_ga' only, which is refused",
+        "velora_config": "how VeLoRA saves memory in the backward pass: its delta is LoRA's",
+        "monteclora_config": "how MonteCLoRA draws A around its mean in training: that mean is what is saved",
         "eva_config": "how the first values were found; its ranks are in rank_pattern",
     },
     "others": {
@@ -56,11 +58,7 @@ HARMLESS: Final[Mapping[str, Mapping[str, str]]] = {
 
 REFUSED: Final[Mapping[str, str]] = {
     "use_qalora": "QALoRA pools the input in groups: its delta is not a LoRA delta, and PEFT does not merge it either",
-    "use_bdlora": "BD-LoRA keeps block-diagonal factors as one narrow matrix",
     "arrow_config": "Arrow routes between adapters by the input: there is no one delta",
-    "kasa_config": "KaSA truncates the base's singular values when it loads: its base is not the base file",
-    "velora_config": "VeLoRA saves a projection beside its factors, which is not read here",
-    "monteclora_config": "MonteCLoRA saves sampler states beside its factors, which are not read here",
     "alora_invocation_tokens": "aLoRA acts only behind certain tokens: there is no one delta",
     "layer_replication": "the tuned model has more layers than the base file",
     "target_parameters": "the keys do not name the parameter that they change",

@@ -22,7 +22,7 @@ from wiseft_core.errors import (
     WiseftError,
     listed,
 )
-from wiseft_core.naming.peft import PeftKey
+from wiseft_core.naming.peft import UNUSED, PeftKey
 from wiseft_core.naming.prefix import EXACT, Rule, nearest_rule, rules, suggestions
 from wiseft_core.types import TensorSpec
 
@@ -76,7 +76,7 @@ def collect(parsed: Mapping[str, PeftKey]) -> tuple[Site, ...]:
     groups: dict[tuple[str, str], dict[str, str]] = {}
     methods: dict[tuple[str, str], str] = {}
     for key, part in parsed.items():
-        if part.role != "ignored" and not part.shared and key not in copied:
+        if part.role not in UNUSED and not part.shared and key not in copied:
             groups.setdefault(part[:2], {})[part.role] = key
             methods[part[:2]] = part.method or methods.get(part[:2], "")
     lonely = [key for (method, _), key in shared.items() if method not in methods.values()]

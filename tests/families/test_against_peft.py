@@ -24,7 +24,7 @@ import peft
 import pytest
 import torch
 from exact import same_bits
-from families import cases_projections
+from families import cases_low_rank, cases_projections
 from safetensors.torch import load_file
 from toys import gpt2, toy
 
@@ -114,6 +114,7 @@ CASES: dict[str, Case] = {
     "ln_tuning": Case(peft.LNTuningConfig, {"target_modules": ["norm"]}),
 }
 CASES |= {name: Case(*row) for name, row in cases_projections.CASES.items()}
+CASES |= {name: Case(*row) for name, row in cases_low_rank.CASES.items()}
 ERRORS: dict[str, float] = {}
 """The largest error of each case that was seen, in its units: shown by `-s`."""
 
@@ -252,7 +253,7 @@ def test_rescaled_adapters_are_the_interpolation(trained, name, tmp_path):
 
 def exactly(name: str, one: Trained) -> dict[str, torch.Tensor]:
     """W_tuned in float64: from PEFT's own code, or from `NAIVE`."""
-    naive = NAIVE.get(one.live.peft_config["default"].peft_type.value)
+    naive = NAIVE.get(name, NAIVE.get(one.live.peft_config["default"].peft_type.value))
     if naive is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -317,3 +318,4 @@ def low_rank(weight, factors, said, module):
 
 NAIVE = {"FOURIERFT": fourier, "LOHA": hadamard, "SHIRA": sparse, "LORA": low_rank}
 NAIVE |= cases_projections.NAIVE
+NAIVE |= cases_low_rank.NAIVE

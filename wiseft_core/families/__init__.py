@@ -11,13 +11,18 @@ from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 from wiseft_core.families.adalora import ADALORA
+from wiseft_core.families.bdlora import BDLORA
+from wiseft_core.families.beft import BEFT
 from wiseft_core.families.boft import BOFT
 from wiseft_core.families.c3a import C3A
+from wiseft_core.families.delora import DELORA
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.gralora import GRALORA
 from wiseft_core.families.hra import HRA
 from wiseft_core.families.ia3 import IA3
+from wiseft_core.families.kasa import KASA
 from wiseft_core.families.ln_tuning import LN_TUNING
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
@@ -29,7 +34,10 @@ from wiseft_core.families.pissa import PISSA
 from wiseft_core.families.pvera import PVERA
 from wiseft_core.families.randlora import RANDLORA
 from wiseft_core.families.shira import SHIRA
+from wiseft_core.families.supertuning import SUPERTUNING, SUPRA
+from wiseft_core.families.tinylora import TINYLORA
 from wiseft_core.families.tokens import TOKENS
+from wiseft_core.families.unilora import UNILORA
 from wiseft_core.families.vblora import VBLORA
 from wiseft_core.families.vera import VERA
 from wiseft_core.families.waveft import WAVEFT
@@ -56,6 +64,15 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "c3a": C3A,
     "fourierft": FOURIERFT,
     "waveft": WAVEFT,
+    "bdlora": BDLORA,
+    "kasa": KASA,
+    "delora": DELORA,
+    "gralora": GRALORA,
+    "tinylora": TINYLORA,
+    "unilora": UNILORA,
+    "beft": BEFT,
+    "supertuning": SUPERTUNING,
+    "supra": SUPRA,
     "pissa": PISSA,
     "olora": OLORA,
     "shira": SHIRA,

@@ -22,6 +22,9 @@ PREFIX: Final = "base_model.model."
 MODEL: Final = "base_model."
 COMPILED: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 IGNORED: Final = "ignored"
+CARRIED: Final = "carried"
+UNUSED: Final = frozenset({IGNORED, CARRIED})
+"""The roles of what means nothing for the weights."""
 COUNTER: Final = "num_batches_tracked"
 
 
@@ -34,7 +37,7 @@ class PeftKey(NamedTuple):
             base module, because the key does not say which parameter is meant.
         parameter: The parameter of the module that it changes.
         role: "A", "B", "embedding_A", "embedding_B", "magnitude", "bias" (the bias of B), "rows", "value" (a whole
-            tensor) or "ignored" (a copy that was not trained).
+            tensor), "ignored" (a copy that was not trained) or "carried" (read in training only, and saved).
         adapter: The adapter's name, where the key carries one.
         wrapped: For "value", that it was below `base_layer`; for "rows", that it was below `token_adapter`.
         method: PEFT's word for the method that has such keys; "" for LoRA and for what comes with every method.
@@ -64,6 +67,14 @@ class Suffix(NamedTuple):
     shared: bool = False
 
 
+READ_IN_TRAINING: Final = (
+    ("lora_velora_embed", ""),
+    ("lora_monteclora_sampler", "std_prior"),
+    ("lora_monteclora_sampler", "gaussian_var_prior"),
+    ("lora_monteclora_sampler", "expert_weights"),
+    ("lora_monteclora_sampler", "expert_weights_prior"),
+)
+"""Stems and leaves of what LoRA's variants keep beside its factors: their deltas do not depend on it."""
 SUFFIXES: Final = (
     Suffix("lora_A", "weight", "A"),
     Suffix("lora_B", "weight", "B"),
@@ -72,6 +83,8 @@ SUFFIXES: Final = (
     Suffix("lora_embedding_B", "", "embedding_B"),
     Suffix("lora_magnitude_vector", "", "magnitude"),
     Suffix("lora_magnitude_vector", "weight", "magnitude"),
+    Suffix("lora_diag", "", "diag"),
+    *(Suffix(stem, leaf, CARRIED, leaf or stem) for stem, leaf in READ_IN_TRAINING),
     Suffix("trainable_tokens_delta", "", "rows"),
     Suffix("trainable_tokens_original", "", IGNORED),
 )
