@@ -24,6 +24,7 @@ import peft
 import pytest
 import torch
 from exact import same_bits
+from families import cases_base_dependent
 from safetensors.torch import load_file
 from toys import gpt2, toy
 
@@ -79,6 +80,7 @@ CASES: dict[str, Case] = {
         peft.FourierFTConfig, {"target_modules": ["c_attn", "c_fc"], "n_frequency": 20, "scaling": 30.0}, gpt2
     ),
 }
+CASES |= {name: Case(**said) for name, said in cases_base_dependent.CASES.items()}
 ERRORS: dict[str, float] = {}
 """The largest error of each case that was seen, in its units: shown by `-s`."""
 

@@ -6,10 +6,12 @@ import contract
 import pytest
 import torch
 from contract import Sample
+from families import cases_base_dependent
 
 from wiseft_core import interpolate_tensor
 from wiseft_core.families import FAMILIES, Change, Family
 
+contract.MAKERS += cases_base_dependent.MAKERS
 SAMPLES = contract.samples()
 every = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join([*s[:3], *s.factors]))
 

@@ -13,10 +13,12 @@ from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.hira import HIRA
 from wiseft_core.families.ia3 import IA3
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
 from wiseft_core.families.lora import LORA
+from wiseft_core.families.road import ROAD
 from wiseft_core.families.tokens import TOKENS
 from wiseft_core.families.vera import VERA
 
@@ -32,5 +34,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "ia3": IA3,
     "vera": VERA,
     "fourierft": FOURIERFT,
+    "hira": HIRA,
+    "road": ROAD,
 }
 """Every family that the package knows, by name."""
