@@ -116,6 +116,23 @@ MAKERS: list[Maker] = [
         Maker("fourierft", layout, (6, 5), {"spectrum": (17,)}, settings={"random_loc_seed": 777})
         for layout in ("linear", "transposed")
     ),
+    Maker("adalora", "linear", (6, 5), {"A": (3, 5), "B": (6, 3), "E": (3, 1)}),
+    Maker("adalora", "transposed", (6, 5), {"A": (3, 6), "B": (5, 3), "E": (3, 1)}),
+    Maker("adalora", "flat", (6, 5, 2), {"A": (3, 10), "B": (6, 3), "E": (3, 1)}),
+    *(
+        Maker("oft", layout, shape, {"R": (blocks, 3)}, settings={**said, "block_share": blocks == 1})
+        for layout, shape, own in (("linear", (5, 9), 3), ("flat", (5, 3, 1, 3), 3), ("embedding", (5, 6), 2))
+        for blocks in (own, 1)
+        for said in ({"use_cayley_neumann": True, "num_cayley_neumann_terms": 5}, {"use_cayley_neumann": False})
+    ),
+    *(
+        Maker("pissa", layout, (6, 5), {"A": (3, n), "B": (11 - n, 3)})
+        for layout, n in (("linear", 5), ("transposed", 6))
+    ),
+    Maker("olora", "linear", (6, 5), {"A": (3, 5), "B": (6, 3)}),
+    Maker("shira", "linear", (6, 5), {"values": (4,), "indices": torch.tensor([[0, 5, 2, 2], [4, 0, 1, 3]])}),
+    Maker("ln_tuning", "whole", (6,), {"trained": (6,)}),
+    Maker("ln_tuning", "whole", (6,), {"trained": (6,)}, "bias"),
 ]
 """The strategies of the contract."""
 

@@ -18,7 +18,7 @@ class Toy(nn.Module):
         )
         self.conv1, self.conv2 = nn.Conv1d(4, 6, 3), nn.Conv2d(4, 6, (3, 2))
         self.conv3, self.point = nn.Conv3d(4, 6, (2, 3, 2)), nn.Conv2d(4, 6, 1)
-        self.grouped = nn.Conv2d(4, 6, 3, groups=2)
+        self.grouped, self.square = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 6, 3)
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -99,6 +99,11 @@ def fits(forms: Mapping[int, Change], shapes: Mapping[str, Shape], weight: Shape
     return found
 
 
+def _own(record: Family) -> set[str]:
+    """The parameters that a family has keys for."""
+    return {suffix_of(key, meaning, record.peft).parameter for key, meaning in record.keys.items()}
+
+
 def companions(
     sites: Mapping[str, Site], base: Mapping[str, object], families: Mapping[str, Family]
 ) -> dict[str, Site]:
@@ -110,10 +115,10 @@ def companions(
     found: dict[str, Site] = {}
     for name, site in sites.items():
         for record in families.values() if site.method else ():
-            for parameter in record.parameters if record.peft == site.method else ():
+            for parameter in record.parameters.keys() - _own(record) if record.peft == site.method else ():
                 beside = f"{name.removesuffix(site.parameter)}{parameter}"
                 roles = {role for form in record.forms(parameter) for role in form.factors} & site.factors.keys()
-                if parameter == site.parameter or not roles or beside not in base:
+                if not roles or beside not in base:
                     continue
                 if beside in sites:
                     raise Unsupported(

@@ -79,6 +79,39 @@ CASES: dict[str, Case] = {
     "fourierft_gpt2": Case(
         peft.FourierFTConfig, {"target_modules": ["c_attn", "c_fc"], "n_frequency": 20, "scaling": 30.0}, gpt2
     ),
+    "adalora": Case(
+        peft.AdaLoraConfig,
+        {"target_modules": [*LINEAR, "conv2"], "init_r": 3, "target_r": 2, "total_step": 9, "lora_alpha": 5},
+    ),
+    "adalora_gpt2": Case(
+        peft.AdaLoraConfig,
+        {"target_modules": ["c_attn", "c_fc"], "init_r": 3, "target_r": 2, "total_step": 9, "lora_alpha": 5},
+        gpt2,
+    ),
+    "oft": Case(peft.OFTConfig, {"target_modules": [*LINEAR, "emb", "square", "point"], "oft_block_size": 4, "r": 0}),
+    "oft_cayley": Case(
+        peft.OFTConfig,
+        {"target_modules": [*LINEAR, "emb"], "oft_block_size": 4, "r": 0, "use_cayley_neumann": False},
+    ),
+    "oft_shared": Case(
+        peft.OFTConfig,
+        {
+            "target_modules": [*LINEAR, "emb"],
+            "oft_block_size": 4,
+            "r": 0,
+            "block_share": True,
+            "num_cayley_neumann_terms": 3,
+        },
+    ),
+    "pissa": Case(peft.LoraConfig, {"target_modules": LINEAR, "r": 3, "lora_alpha": 5, "init_lora_weights": "pissa"}),
+    "pissa_gpt2": Case(
+        peft.LoraConfig,
+        {"target_modules": ["c_attn", "c_fc"], "r": 3, "lora_alpha": 5, "init_lora_weights": "pissa"},
+        gpt2,
+    ),
+    "olora": Case(peft.LoraConfig, {"target_modules": LINEAR, "r": 3, "lora_alpha": 5, "init_lora_weights": "olora"}),
+    "shira": Case(peft.ShiraConfig, {"target_modules": LINEAR, "r": 2}),
+    "ln_tuning": Case(peft.LNTuningConfig, {"target_modules": ["norm"]}),
 }
 CASES |= {name: Case(**said) for name, said in cases_base_dependent.CASES.items()}
 ERRORS: dict[str, float] = {}
@@ -122,8 +155,8 @@ def train(case: Case, dtype: torch.dtype, folder: Any) -> Trained:
         torch.manual_seed(2)
         live = peft.get_peft_model(model, case.config(**case.options))
         with torch.no_grad():
-            for value in live.parameters():
-                if value.requires_grad:
+            for key, value in live.named_parameters():
+                if value.requires_grad and "ranknum" not in key:  # AdaLoRA's divisor: not saved, init_r when loaded
                     value.add_(torch.randn(value.shape, generator=draw) * case.spread)
         live.save_pretrained(folder, save_embedding_layers=False)
         merged = copy.deepcopy(live).merge_and_unload().state_dict()
@@ -261,4 +294,24 @@ def fourier(weight, factors, said, module):
     return weight + said["scaling"] * change / (out * size)
 
 
-NAIVE = {"FOURIERFT": fourier, "LOHA": hadamard}
+def sparse(weight, factors, said, module):
+    """ShiRA one place after the other: PEFT adds a sparse tensor of float32."""
+    tuned = weight.copy()
+    for row, column, value in zip(*factors["shira_indices"].astype(int), factors["shira_weight"], strict=True):
+        tuned[row, column] += value
+    return tuned
+
+
+def low_rank(weight, factors, said, module):
+    """PiSSA and OLoRA from the base as it was: PEFT has rounded to float32 what it left of it."""
+    rank, scale = said["r"], said["lora_alpha"] / said["r"]
+    if said["init_lora_weights"] == "pissa":
+        left, sizes, right = np.linalg.svd(weight, full_matrices=False)
+        taken = left[:, :rank] * sizes[:rank] @ right[:rank]
+    else:  # what Q_r·R_r is: for the first columns W itself, for the others their projection on these
+        basis, _ = np.linalg.qr(weight[:, :rank])
+        taken = scale * basis @ (basis.T @ weight)
+    return weight - taken + scale * factors["lora_B"] @ factors["lora_A"]
+
+
+NAIVE = {"FOURIERFT": fourier, "LOHA": hadamard, "SHIRA": sparse, "LORA": low_rank}

@@ -10,15 +10,21 @@ from collections.abc import Mapping
 from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
+from wiseft_core.families.adalora import ADALORA
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
 from wiseft_core.families.hira import HIRA
 from wiseft_core.families.ia3 import IA3
+from wiseft_core.families.ln_tuning import LN_TUNING
 from wiseft_core.families.loha import LOHA
 from wiseft_core.families.lokr import LOKR
 from wiseft_core.families.lora import LORA
+from wiseft_core.families.oft import OFT
+from wiseft_core.families.olora import OLORA
+from wiseft_core.families.pissa import PISSA
 from wiseft_core.families.road import ROAD
+from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.tokens import TOKENS
 from wiseft_core.families.vera import VERA
 
@@ -31,9 +37,15 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "tokens": TOKENS,
     "loha": LOHA,
     "lokr": LOKR,
+    "adalora": ADALORA,
     "ia3": IA3,
+    "oft": OFT,
     "vera": VERA,
     "fourierft": FOURIERFT,
+    "pissa": PISSA,
+    "olora": OLORA,
+    "shira": SHIRA,
+    "ln_tuning": LN_TUNING,
     "hira": HIRA,
     "road": ROAD,
 }

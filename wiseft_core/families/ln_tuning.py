@@ -1,0 +1,39 @@
+"""LN-tuning: the weights and biases of normalisation layers, trained as they are.
+
+    W_tuned = trained
+
+As for `full`; PEFT only spells the tensors in a way of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wiseft_core.families._family import Change, Factors, Family, Hyper
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
+    """The trained value itself.
+
+        W_tuned = trained
+
+    Shapes:
+        weight (out, in); trained (out, in). Returns (out, in).
+    Exactness: exact, as for `full`.
+    Closed: the interpolated value is such a value.
+    Source: Qi et al. 2022, arXiv:2211.08682, section 2.
+    """
+    return factors["trained"]
+
+
+CHANGE = Change(factors={"trained": "out in"}, tuned=tuned, layouts=("whole",), value="trained")
+LN_TUNING = Family(
+    name="ln_tuning",
+    parameters={"weight": CHANGE, "bias": CHANGE},
+    source="Qi et al. 2022, Parameter-Efficient Tuning on Layer Normalization, arXiv:2211.08682, section 2",
+    peft="LN_TUNING",
+    keys={"ln_tuning_layers.weight": "trained", "ln_tuning_layers.bias": "bias trained"},
+)
