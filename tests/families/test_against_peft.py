@@ -261,6 +261,9 @@ def exactly(name: str, one: Trained) -> dict[str, torch.Tensor]:
     factors: dict[str, dict[str, np.ndarray]] = {}
     for key, value in load_file(one.folder / "adapter_model.safetensors").items():
         module, _, role = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        while f"{module}.weight" not in one.base:  # factors of a module within the module
+            module, _, outer = module.rpartition(".")
+            role = f"{outer}.{role}"
         factors.setdefault(module, {})[role] = value.double().numpy()
     found = {key: value.double() for key, value in one.base.items()}
     for module, parts in factors.items():
@@ -315,3 +318,4 @@ def low_rank(weight, factors, said, module):
 
 
 NAIVE = {"FOURIERFT": fourier, "LOHA": hadamard, "SHIRA": sparse, "LORA": low_rank}
+NAIVE |= cases_base_dependent.NAIVE

@@ -11,6 +11,7 @@ from typing import Final
 
 from wiseft_core.families._family import MODULES, Change, Factors, Family, Hyper, Option, Options, Sizes, Total
 from wiseft_core.families.adalora import ADALORA
+from wiseft_core.families.deft import DEFT
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
@@ -22,7 +23,10 @@ from wiseft_core.families.lokr import LOKR
 from wiseft_core.families.lora import LORA
 from wiseft_core.families.oft import OFT
 from wiseft_core.families.olora import OLORA
+from wiseft_core.families.osf import OSF
+from wiseft_core.families.peanut import PEANUT
 from wiseft_core.families.pissa import PISSA
+from wiseft_core.families.psoft import PSOFT
 from wiseft_core.families.road import ROAD
 from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.tokens import TOKENS
@@ -48,5 +52,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "ln_tuning": LN_TUNING,
     "hira": HIRA,
     "road": ROAD,
+    "deft": DEFT,
+    "osf": OSF,
+    "peanut": PEANUT,
+    "psoft": PSOFT,
 }
 """Every family that the package knows, by name."""
