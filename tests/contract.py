@@ -185,7 +185,8 @@ def check_every_factor_counts(sample: Sample) -> None:
         other_form = any(form.factors.keys() == rest.keys() for form in forms)
         with pytest.raises(errors.ShapeMismatch if other_form else errors.MissingFactor):
             sample.value(0.5, factors=rest)
-        other = factor.square() if factor.is_floating_point() else factor.flip(-1)
+        other = factor * torch.arange(2, factor.numel() + 2).view_as(factor)  # not one number: length may not count
+        other = other if factor.is_floating_point() else factor.flip(-1)
         assert not torch.equal(sample.value(0.5, factors=rest | {role: other}), sample.value(0.5)), role
     with pytest.raises(errors.MissingFactor):
         sample.value(0.5, factors=sample.factors | {"unknown": torch.ones(1)})
