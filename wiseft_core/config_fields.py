@@ -185,10 +185,13 @@ def whole(pattern: str) -> str:
     return f"^({pattern})"
 
 
-def _word(kinds: tuple[object, ...]) -> Reader:
-    """A reader of one of a few values."""
+def _word(kinds: tuple[object, ...], refused: Mapping[object, str]) -> Reader:
+    """A reader of one of a few values, that says why it refuses others that PEFT knows."""
 
     def read(value: object, where: str) -> object:
+        if isinstance(value, bool | str) and value in refused:
+            expected, hint = " or ".join(map(repr, kinds)), "merge this adapter with the library that trained it"
+            raise Unsupported(where, expected=expected, got=f"{value!r} — {refused[value]}", hint=hint)
         if not any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
             raise wrong(where, " or ".join(map(repr, kinds)), value)
         return value
@@ -204,7 +207,8 @@ def option_readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     """How a family's options are read, and the patterns that override them."""
     readers: dict[str, Reader] = {}
     for name, option in options.items():
-        reader = _rank if name == "r" else _word(option.kind) if isinstance(option.kind, tuple) else KINDS[option.kind]
+        words = _word(option.kind, option.refused) if isinstance(option.kind, tuple) else None
+        reader = words or (_rank if name == "r" else KINDS[option.kind])
         readers[name] = reader
         if option.pattern is not None:
             readers[option.pattern] = partial(_patterns, reader=reader)

@@ -122,7 +122,10 @@ PSOFT = Family(
         "psoft_mag_a": Option(bool, default=True),
         "psoft_mag_b": Option(bool, default=True),
         "ab_svd_init": Option(("psoft_init", "pissa_init")),
-        "psoft_svd": Option(("full",)),
+        "psoft_svd": Option(
+            ("full",),
+            refused={"lowrank": "its components are found by random projections, in float32, anew each time it loads"},
+        ),
         "use_cayley_neumann": Option(bool),
         "num_cayley_neumann_terms": Option(int),
         "cayley_neumann_eps": Option(float, default=float("inf")),
