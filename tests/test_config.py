@@ -21,7 +21,7 @@ paths = st.sampled_from(["layers.0.q", "layers.1.q", "layers.1.k", "layers.11.q"
 patterns = st.sampled_from(["q", "k", r"layers\.1\.q", "layers.1.q", r"layers\.\d+\.q", "^layers.1", ".*", "^q"])
 
 SUPPORTED = {"LORA", "TRAINABLE_TOKENS"} | {family.peft for family in FAMILIES.values() if family.peft}
-PENDING = {"BOFT", "HRA", "VBLORA", "MISS", "RANDLORA", "PVERA", "WAVEFT", "C3A", "GLORA"} | {
+PENDING = {"BOFT", "HRA", "VBLORA", "MISS", "RANDLORA", "PVERA", "WAVEFT", "C3A"} | {
     "BEFT",
     "DELORA",
     "GRALORA",

@@ -11,10 +11,20 @@ import numpy as np
 import peft
 import torch
 from contract import SHAPES, Maker
-from toys import gpt2
+from toys import gpt2, toy
 
 LINEAR, CONVS = ["q_proj", "up"], ["conv1", "conv2", "conv3", "point"]
 """Modules of `toys.Toy`."""
+
+
+def toy_without_biases() -> torch.nn.Module:
+    """The toy whose q_proj has no bias."""
+    model = toy()
+    for layer in model.layers:
+        layer["q_proj"].bias = None
+    return model
+
+
 UNITS = 70
 """The error of PEFT's singular vectors, which are of float32: 2^-24 over the gaps between singular values."""
 ROAD = {"target_modules": LINEAR, "group_size": 4}
@@ -59,6 +69,28 @@ CASES: dict[str, dict[str, Any]] = {
         "config": peft.PsoftConfig,
         "options": {"target_modules": LINEAR, "r": 4, "psoft_orth": False},
         "units": UNITS,
+    },
+    "glora_biasless": {
+        "config": peft.GloraConfig,
+        "options": {"target_modules": LINEAR, "r": 3},
+        "make": toy_without_biases,
+    },
+    "road_biasless": {
+        "config": peft.RoadConfig,
+        "options": {**ROAD, "variant": "road_1"},
+        "make": toy_without_biases,
+    },
+    **{
+        f"glora_{ab}_{c}_{de}": {
+            "config": peft.GloraConfig,
+            "options": {"target_modules": LINEAR, "r": 3, "config_A_B": ab, "config_C": c, "config_D_E": de},
+        }
+        for ab, c, de in (
+            ("lora", "lora", "constant"),
+            ("vector", "vector", "vector"),
+            ("constant", "none", "vector"),
+            ("none", "lora", "none"),
+        )
     },
 }
 """The arguments of `Case`."""
@@ -105,6 +137,15 @@ MAKERS: list[Maker] = [
             {"psoft_orth": orthogonal, "ab_svd_init": "psoft_init", "use_cayley_neumann": not vectors}
             | {"num_cayley_neumann_terms": 4, "psoft_mag_a": "a" in vectors, "psoft_mag_b": "b" in vectors},
         )
+    ),
+    Maker("glora", "linear", (6, 5), {"A_Xd": (6, 3), "A_Xu": (3, 5), "B_Xd": (6, 3), "B_Xu": (3, 5)}),
+    Maker("glora", "linear", (6, 5), {"A_X": (6, 1), "B_X": (6, 1)}),
+    Maker("glora", "linear", (6, 5), {"A_X": (1,), "B_X": (1,)}),
+    *(
+        Maker("glora", "whole", (6,), {**coupled, **moved}, "bias")
+        for coupled in ({"C_Xd": (5, 3), "C_Xu": (3, 1), "W": (6, 5)}, {"C_X": (5, 1), "W": (6, 5)}, {})
+        for moved in ({"D_X": (6,), "E_X": (6,)}, {"D_X": (1,), "E_X": (1,)}, {})
+        if coupled or moved
     ),
 ]
 

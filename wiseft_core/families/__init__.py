@@ -15,6 +15,7 @@ from wiseft_core.families.deft import DEFT
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.glora import GLORA
 from wiseft_core.families.hira import HIRA
 from wiseft_core.families.ia3 import IA3
 from wiseft_core.families.ln_tuning import LN_TUNING
@@ -56,5 +57,6 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "osf": OSF,
     "peanut": PEANUT,
     "psoft": PSOFT,
+    "glora": GLORA,
 }
 """Every family that the package knows, by name."""

@@ -19,8 +19,25 @@ if TYPE_CHECKING:
 
 DEPTHS: Final = range(7)
 """How many encoders, and as many decoders, there may be."""
-ACTIVATIONS: Final = ("relu", "gelu", "silu", "swish", "tanh", "sigmoid", "elu", "selu", "linear")
+ACTIVATIONS: Final = ("relu", "relu6", "leaky_relu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid", "linear")
 """The σ that are known, by transformers' names."""
+UNKNOWN: Final = (
+    "gelu_new",
+    "gelu_fast",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "gelu_10",
+    "gelu_accurate",
+    "quick_gelu",
+    "relu2",
+    "hardswish",
+    "laplace",
+    "sqrtsoftplus",
+    "prelu",
+    "xielu",
+)
+"""Others that PEFT has."""
 
 
 def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
@@ -98,7 +115,10 @@ PEANUT = Family(
         "peanut_B.weight": "B",
         **{f"peanut_{side}coders.{at}.weight": f"{side}coder{at}" for side in ("en", "de") for at in DEPTHS[:-1]},
     },
-    options={"act_fn": Option(ACTIVATIONS), "scaling": Option(float)},
+    options={
+        "act_fn": Option(ACTIVATIONS, refused=dict.fromkeys(UNKNOWN, "an activation that is not known here")),
+        "scaling": Option(float),
+    },
     harmless={"r": "the shapes of the factors tell it", "depth": "the factors that are there tell it"},
     scale=scale,
 )
