@@ -185,16 +185,17 @@ def whole(pattern: str) -> str:
     return f"^({pattern})"
 
 
-def _word(kinds: tuple[object, ...], refused: Mapping[object, str]) -> Reader:
-    """A reader of one of a few values, that says why it refuses others that PEFT knows."""
+def _word(kinds: tuple[object, ...], why: str) -> Reader:
+    """A reader of one of a few values, and the reason for refusing others, if there is one."""
 
     def read(value: object, where: str) -> object:
-        if isinstance(value, bool | str) and value in refused:
-            expected, hint = " or ".join(map(repr, kinds)), "merge this adapter with the library that trained it"
-            raise Unsupported(where, expected=expected, got=f"{value!r} — {refused[value]}", hint=hint)
-        if not any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
-            raise wrong(where, " or ".join(map(repr, kinds)), value)
-        return value
+        if any(value is kind or (value == kind and type(value) is type(kind)) for kind in kinds):
+            return value
+        problem = wrong(where, " or ".join(map(repr, kinds)), value)
+        if not why:
+            raise problem
+        hint = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
+        raise Unsupported(where, expected=problem.expected, got=f"{problem.got} — {why}", hint=hint)
 
     return read
 
@@ -207,8 +208,7 @@ def option_readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     """How a family's options are read, and the patterns that override them."""
     readers: dict[str, Reader] = {}
     for name, option in options.items():
-        words = _word(option.kind, option.refused) if isinstance(option.kind, tuple) else None
-        reader = words or (_rank if name == "r" else KINDS[option.kind])
+        reader = _rank if name == "r" else KINDS.get(option.kind) or _word(option.kind, option.why)
         readers[name] = reader
         if option.pattern is not None:
             readers[option.pattern] = partial(_patterns, reader=reader)

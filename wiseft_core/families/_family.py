@@ -54,13 +54,13 @@ class Option(NamedTuple):
         default: PEFT's value for a config that does not say; None where it must be said, because it is never guessed.
             An option called "r" is the size of the axis `rank` where the factors have one, and must agree with it.
         pattern: The field that gives other values to some modules: "rank_pattern", "alpha_pattern", ...
-        refused: Values that PEFT knows and that are refused, each with the reason.
+        why: Why the values that `kind` leaves out are refused, where they are values that PEFT knows.
     """
 
     kind: Any
     default: object = None
     pattern: str | None = None
-    refused: Mapping[Any, str] = NOTHING
+    why: str = ""
 
 
 class Change(NamedTuple):

@@ -21,23 +21,6 @@ DEPTHS: Final = range(7)
 """How many encoders, and as many decoders, there may be."""
 ACTIVATIONS: Final = ("relu", "relu6", "leaky_relu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid", "linear")
 """The σ that are known, by transformers' names."""
-UNKNOWN: Final = (
-    "gelu_new",
-    "gelu_fast",
-    "gelu_python",
-    "gelu_python_tanh",
-    "gelu_pytorch_tanh",
-    "gelu_10",
-    "gelu_accurate",
-    "quick_gelu",
-    "relu2",
-    "hardswish",
-    "laplace",
-    "sqrtsoftplus",
-    "prelu",
-    "xielu",
-)
-"""Others that PEFT has."""
 
 
 def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
@@ -116,7 +99,7 @@ PEANUT = Family(
         **{f"peanut_{side}coders.{at}.weight": f"{side}coder{at}" for side in ("en", "de") for at in DEPTHS[:-1]},
     },
     options={
-        "act_fn": Option(ACTIVATIONS, refused=dict.fromkeys(UNKNOWN, "an activation that is not known here")),
+        "act_fn": Option(ACTIVATIONS, why="an activation that is not written here"),
         "scaling": Option(float),
     },
     harmless={"r": "the shapes of the factors tell it", "depth": "the factors that are there tell it"},

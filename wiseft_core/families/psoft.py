@@ -123,8 +123,7 @@ PSOFT = Family(
         "psoft_mag_b": Option(bool, default=True),
         "ab_svd_init": Option(("psoft_init", "pissa_init")),
         "psoft_svd": Option(
-            ("full",),
-            refused={"lowrank": "its components are found by random projections, in float32, anew each time it loads"},
+            ("full",), why="components that random projections find, in float32, anew each time that PEFT loads"
         ),
         "use_cayley_neumann": Option(bool),
         "num_cayley_neumann_terms": Option(int),
