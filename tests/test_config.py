@@ -13,7 +13,7 @@ from peft.utils.other import get_pattern_key
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_fields import READERS, RENAMED
-from wiseft_core.config_methods import HARMLESS, PROMPT_METHODS, REFUSED, REWRITES
+from wiseft_core.config_methods import HARMLESS, METHODS_REFUSED, REFUSED, REWRITES
 from wiseft_core.errors import ConfigError, ConfigNeeded, Unsupported
 from wiseft_core.families import FAMILIES
 
@@ -193,15 +193,32 @@ def test_an_unknown_start_is_refused():
         read(lora_alpha=16, init_lora_weights="svd_magic")
 
 
-@pytest.mark.parametrize("kind", [*sorted({t.value for t in PeftType} - SUPPORTED), "NEW_ONE"])
+def test_every_method_of_peft_is_supported_or_refused():
+    """None of PEFT's methods is unknown, and none is both."""
+    assert {kind.value for kind in PeftType} == SUPPORTED | METHODS_REFUSED.keys()
+    assert SUPPORTED.isdisjoint(METHODS_REFUSED)
+
+
+@pytest.mark.parametrize("kind", [*METHODS_REFUSED, "NEW_ONE"])
 def test_other_methods_are_refused_by_name(kind):
-    """Each of PEFT's other methods, and one that does not exist yet, is named, with what is supported."""
+    """Each of PEFT's other methods, and one that does not exist yet, is named, with the reason and what there is."""
     with pytest.raises(Unsupported) as caught:
         read(peft_type=kind)
-    assert kind in caught.value.got
+    assert caught.value.got == f"{kind} — {METHODS_REFUSED.get(kind, 'not a method of PEFT 0.21')}"
     assert all(other in caught.value.expected for other in SUPPORTED)
-    assert ("prompts" in caught.value.got) is (kind in PROMPT_METHODS)
+    assert ("unchanged" in caught.value.hint) is ("prompts" in caught.value.got)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "why"),
+    sorted({(f.peft, name, o.why) for f in FAMILIES.values() for name, o in f.options.items() if o.why}),
+)
+def test_values_refused_by_name(kind, name, why):
+    """A value that PEFT knows, and that cannot be rebuilt, is refused with its reason."""
+    with pytest.raises(Unsupported) as caught:
+        read(peft_type=kind, **{name: "surprise"})
+    assert name in caught.value.where and why in caught.value.got and caught.value.exit_code == 4
 
 
 def test_unknown_fields_may_stay_only_if_not_set():

@@ -140,7 +140,9 @@ def bind(
         guards.tied(touched, base, base_config, shared)
     guards.quantized([name for name in touched if name in base], base, base_config)
     orientation = Orientation.of(placed.sites, base, adapter, config, base_config)
-    bindings = _bind_sites(placed, base, Scene(adapter, config, orientation, _ranks(placed, adapter), families))
+    replaced = frozenset(name for name, site in placed.sites.items() if "value" in site.factors)
+    scene = Scene(adapter, config, orientation, _ranks(placed, adapter), families, base, replaced)
+    bindings = _bind_sites(placed, scene)
     _check_patterns(config, parsed)
     outputs = {name: _output(spec, output_dtype) for name, spec in base.items()}
     outputs |= {name: _output(adapter[key], output_dtype) for name, key in placed.new.items()}
@@ -215,7 +217,7 @@ def new_twice(name: str, expected: str, got: str) -> ShapeMismatch:
     )
 
 
-def _bind_sites(placed: Placement, base: Mapping[str, TensorSpec], scene: Scene) -> dict[str, Binding]:
+def _bind_sites(placed: Placement, scene: Scene) -> dict[str, Binding]:
     """Steps of every placed site; all problems are collected before any is raised."""
     bindings: dict[str, Binding] = {}
     problems: list[WiseftError] = []
@@ -223,10 +225,11 @@ def _bind_sites(placed: Placement, base: Mapping[str, TensorSpec], scene: Scene)
         if name in placed.same:
             continue
         try:
-            steps = steps_of(site, name, base[name], scene)
-            rows = token_rows(site, name, base[name], scene) if "rows" in site.factors else (None, ())
+            spec = scene.base[name]
+            steps = steps_of(site, name, spec, scene)
+            rows = token_rows(site, name, spec, scene) if "rows" in site.factors else (None, ())
             if steps:
-                bindings[name] = Binding(name, base[name], steps, *rows)
+                bindings[name] = Binding(name, spec, steps, *rows)
         except WiseftError as error:
             problems.append(error)
     WiseftError.raise_all(problems)

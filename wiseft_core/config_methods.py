@@ -13,9 +13,23 @@ from wiseft_core.config_fields import READERS, Reader, is_unset, option_readers,
 from wiseft_core.errors import Unsupported, WiseftError, listed
 from wiseft_core.families import Family
 
-PROMPT_METHODS: Final = frozenset(
-    ["PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"]
-)
+PROMPTS: Final = "it trains prompts: there is no weight delta to interpolate"
+METHODS_REFUSED: Final[Mapping[str, str]] = {
+    "PROMPT_TUNING": PROMPTS,
+    "MULTITASK_PROMPT_TUNING": PROMPTS,
+    "P_TUNING": PROMPTS,
+    "PREFIX_TUNING": PROMPTS,
+    "CPT": PROMPTS,
+    "CARTRIDGE": PROMPTS,
+    "ADAPTION_PROMPT": PROMPTS,
+    "XLORA": "it mixes LoRA adapters by gates that read the input: there is no one delta",
+    "POLY": "it mixes its factors by the task that comes with each input: there is no one delta",
+    "LILY": "it mixes its factors by a router that reads the input: there is no one delta",
+    "SHADOW": "it runs a small network beside the model, which reads the input: there is no weight delta",
+    "ADAMSS": "its factors belong to clusters of rows that are not saved: they cannot be found again for certain",
+    "FROD": "its matrices are shared by modules of one name in all layers, which are not read here",
+}
+"""Methods of PEFT that are refused, each with the reason."""
 
 HARMLESS: Final[Mapping[str, Mapping[str, str]]] = {
     "any": {
@@ -105,11 +119,11 @@ def _peft_type(value: object, where: str, families: Mapping[str, Family]) -> str
     supported = ["LORA", "TRAINABLE_TOKENS", *sorted({record.peft for record in families.values()} - {"", "LORA"})]
     if kind in supported:
         return kind
-    got = kind
+    reason = METHODS_REFUSED.get(kind, "not a method of PEFT 0.21")
     hint = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
-    if kind in PROMPT_METHODS:
-        got = f"{kind} — it trains prompts: there is no weight delta to interpolate"
+    if reason == PROMPTS:
         hint = "nothing to do here: the weights of the base are unchanged"
+    got = f"{kind} — {reason}"
     raise Unsupported(where, expected=f"one of {', '.join(supported)}", got=got, hint=hint)
 
 

@@ -5,7 +5,7 @@ Joint floor: records, specs and configs only; nothing here knows any one method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def family_of(site: Site, roles: AbstractSet[str], config: AdapterConfig | None,
             hint="merge this adapter with the library that trained it, and give the merged checkpoint in its place",
         )
     possible = asked or [key for key, one in own.items() if config is None or _says(config, one, {True, None})]
-    fitting = [key for key in possible if any(form.factors.keys() == roles for form in own[key].forms(site.parameter))]
+    fitting = [key for key in possible if any(form.own == roles for form in own[key].forms(site.parameter))]
     return next(iter((*fitting, *possible)), method.lower())
 
 
@@ -67,19 +67,23 @@ class Fit(NamedTuple):
     sizes: dict[str, int]
 
 
-def with_roles(record: Family, parameter: str, factors: Mapping[str, str], name: str) -> dict[int, Change]:
-    """The family's forms that have these roles, by their places.
+def with_roles(
+    record: Family, parameter: str, factors: Mapping[str, str], name: str, *, beside: bool = False
+) -> dict[int, Change]:
+    """The family's forms that have these roles, by their places; with `beside` those of the base are given too.
 
     Raises:
         MissingFactor: None has: a factor is missing, or one is too many.
     """
     forms = record.forms(parameter)
-    found = {at: form for at, form in enumerate(forms) if form.factors.keys() == factors.keys()}
+    found = {
+        at: form for at, form in enumerate(forms) if factors.keys() == (form.factors.keys() if beside else form.own)
+    }
     if found:
         return found
     raise MissingFactor(
         f"{name} — the factors of {record.name} are not complete",
-        expected=f"the factors {' or '.join(dict.fromkeys(listed(form.factors, most=9) for form in forms))}",
+        expected=f"the factors {' or '.join(dict.fromkeys(listed(form.own, most=9) for form in forms))}",
         got=f"adapter keys {listed(factors.values(), most=9)}",
         hint="the adapter file is damaged, or config and tensors do not belong together",
     )
@@ -102,6 +106,35 @@ def fits(forms: Mapping[int, Change], shapes: Mapping[str, Shape], weight: Shape
 def _own(record: Family) -> set[str]:
     """The parameters that a family has keys for."""
     return {suffix_of(key, meaning, record.peft).parameter for key, meaning in record.keys.items()}
+
+
+def beside(
+    forms: Iterable[Change], site: Site, name: str, base: Mapping[str, object], replaced: AbstractSet[str]
+) -> dict[str, str]:
+    """The base tensor of each role that is another parameter of the module.
+
+    Raises:
+        MissingFactor: The base lacks it.
+        Unsupported: The adapter replaces it: which of the two is meant, it does not say.
+    """
+    found: dict[str, str] = {}
+    for role, parameter in ((role, parameter) for form in forms for role, parameter in form.beside.items()):
+        found[role] = other = f"{name.removesuffix(site.parameter)}{parameter}"
+        if other not in base:
+            raise MissingFactor(
+                f"{name} — its change depends on {other}",
+                expected=f"a base tensor {other}",
+                got="none of that name",
+                hint="is this the base that the adapter was trained on?",
+            )
+        if other in replaced:
+            raise Unsupported(
+                f"{name} — its change depends on {other}, which the adapter replaces",
+                expected=f"{other} as the base has it",
+                got="a trained copy in the adapter",
+                hint="merge this adapter with the library that trained it",
+            )
+    return found
 
 
 def companions(

@@ -53,7 +53,7 @@ def interpolate_tensor(
         is the listed rows alone. Returns the weight's shape.
     Args:
         weight: The base weight, of a float dtype.
-        factors: The family's factors by role.
+        factors: The family's factors by role, and what else of the module its formula reads (`Change.beside`).
         alpha: The coefficient, finite and in [0, 1].
         family: A key of `families`.
         scale: s of the family's formula: lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
@@ -125,7 +125,7 @@ def _fit(
     """The form that is meant; factors that are not those of the family, or do not fit the weight, are refused."""
     forms = {
         at: form
-        for at, form in with_roles(record, parameter, dict.fromkeys(tensors, "factors"), "factors").items()
+        for at, form in with_roles(record, parameter, dict.fromkeys(tensors, "factors"), "factors", beside=True).items()
         if form.when is None or form.when(options)
     }
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}

@@ -6,7 +6,7 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wiseft_core.config import AdapterConfig
@@ -21,7 +21,7 @@ from wiseft_core.errors import (
 )
 from wiseft_core.families import Change, Family, Hyper
 from wiseft_core.layouts import LAYOUTS, is_free
-from wiseft_core.methods import family_of, fits, with_roles
+from wiseft_core.methods import beside, family_of, fits, with_roles
 from wiseft_core.orientation import Orientation
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
@@ -42,6 +42,7 @@ class StepSpec:
         rank: The rank of the factors, where they have one.
         factors: The adapter key of each factor by role.
         form: Which of the family's forms it is.
+        beside: The base tensor of each role that is another parameter of the module.
     """
 
     family: str
@@ -51,6 +52,7 @@ class StepSpec:
     rank: int | None
     factors: Mapping[str, str]
     form: int = 0
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -60,7 +62,8 @@ class StepSpec:
     def as_dict(self) -> dict[str, Any]:
         """The step as JSON sees it."""
         shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
-        return {**shown, "rank": self.rank, "factors": dict(self.factors)}
+        others = {"beside": dict(self.beside)} if self.beside else {}
+        return {**shown, "rank": self.rank, "factors": dict(self.factors), **others}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Scene:
     orientation: Orientation
     ranks: Mapping[str, int]
     families: Mapping[str, Family]
+    base: Mapping[str, TensorSpec]
+    replaced: frozenset[str]
 
 
 def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[StepSpec, ...]:
@@ -116,11 +121,11 @@ def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[Ste
 
 def _check_flags(config: AdapterConfig | None, factors: Mapping[str, str]) -> None:
     """Refuse a factor of LoRA that the config says is not there."""
-    for role, field in (("bias", "lora_bias"), ("magnitude", "use_dora")):
-        if role in factors and config is not None and getattr(config, field) is False:
+    for role, flag in (("bias", "lora_bias"), ("magnitude", "use_dora")):
+        if role in factors and config is not None and getattr(config, flag) is False:
             raise ConfigError(
-                f"{factors[role]} — the config says {field}: false",
-                expected=f"no such tensor, or {field}: true in adapter_config.json",
+                f"{factors[role]} — the config says {flag}: false",
+                expected=f"no such tensor, or {flag}: true in adapter_config.json",
                 got="a tensor that this adapter should not have",
                 hint="config and tensors do not belong together: use the config that was saved with them",
             )
@@ -157,7 +162,9 @@ def _step(
     if not meant and site.companion:
         return ()
     _check_dtypes(factors, meant or forms, scene)
+    others = beside(meant.values(), site, name, scene.base, scene.replaced)
     shapes = {role: scene.adapter[key].shape for role, key in factors.items()}
+    shapes |= {role: scene.base[other].shape for role, other in others.items()}
     fitting = fits(meant, shapes, spec.shape, layouts)
     if not fitting:
         raise _mismatch(family, next(iter((meant or forms).values())), layouts, factors, shapes, name, spec)
@@ -167,7 +174,8 @@ def _step(
         chosen = next((fit for fit in fitting if fit.layout == layout), chosen)
     rank = chosen.sizes.get("rank", scene.ranks.get(site.module))
     hyper = _hyper(record, site, rank, chosen.sizes, name, scene)
-    return (StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form),)
+    others = {role: others[role] for role in chosen.change.beside}
+    return (StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form, others),)
 
 
 def _check_dtypes(factors: Mapping[str, str], forms: Mapping[int, Change], scene: Scene) -> None:

@@ -24,7 +24,7 @@ import peft
 import pytest
 import torch
 from exact import same_bits
-from families import cases_low_rank, cases_projections
+from families import cases_base_dependent, cases_low_rank, cases_projections
 from safetensors.torch import load_file
 from toys import gpt2, toy
 
@@ -115,6 +115,7 @@ CASES: dict[str, Case] = {
 }
 CASES |= {name: Case(*row) for name, row in cases_projections.CASES.items()}
 CASES |= {name: Case(*row) for name, row in cases_low_rank.CASES.items()}
+CASES |= {name: Case(**said) for name, said in cases_base_dependent.CASES.items()}
 ERRORS: dict[str, float] = {}
 """The largest error of each case that was seen, in its units: shown by `-s`."""
 
@@ -262,6 +263,9 @@ def exactly(name: str, one: Trained) -> dict[str, torch.Tensor]:
     factors: dict[str, dict[str, np.ndarray]] = {}
     for key, value in load_file(one.folder / "adapter_model.safetensors").items():
         module, _, role = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        while f"{module}.weight" not in one.base:  # factors of a module within the module
+            module, _, outer = module.rpartition(".")
+            role = f"{outer}.{role}"
         factors.setdefault(module, {})[role] = value.double().numpy()
     shared = factors.pop("base_model", {})
     found = {key: value.double() for key, value in one.base.items()}
@@ -319,3 +323,4 @@ def low_rank(weight, factors, said, module):
 NAIVE = {"FOURIERFT": fourier, "LOHA": hadamard, "SHIRA": sparse, "LORA": low_rank}
 NAIVE |= cases_projections.NAIVE
 NAIVE |= cases_low_rank.NAIVE
+NAIVE |= cases_base_dependent.NAIVE

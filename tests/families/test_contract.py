@@ -6,13 +6,14 @@ import contract
 import pytest
 import torch
 from contract import Sample
-from families import cases_low_rank, cases_projections
+from families import cases_base_dependent, cases_low_rank, cases_projections
 
 from wiseft_core import interpolate_tensor
 from wiseft_core.families import FAMILIES, Change, Family
 
 contract.MAKERS += cases_projections.MAKERS
 contract.MAKERS += cases_low_rank.MAKERS
+contract.MAKERS += cases_base_dependent.MAKERS
 SAMPLES = contract.samples()
 every = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join([*s[:3], *s.factors]))
 

@@ -15,11 +15,14 @@ from wiseft_core.families.bdlora import BDLORA
 from wiseft_core.families.beft import BEFT
 from wiseft_core.families.boft import BOFT
 from wiseft_core.families.c3a import C3A
+from wiseft_core.families.deft import DEFT
 from wiseft_core.families.delora import DELORA
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
 from wiseft_core.families.full import FULL
+from wiseft_core.families.glora import GLORA
 from wiseft_core.families.gralora import GRALORA
+from wiseft_core.families.hira import HIRA
 from wiseft_core.families.hra import HRA
 from wiseft_core.families.ia3 import IA3
 from wiseft_core.families.kasa import KASA
@@ -30,9 +33,13 @@ from wiseft_core.families.lora import LORA
 from wiseft_core.families.miss import MISS
 from wiseft_core.families.oft import OFT
 from wiseft_core.families.olora import OLORA
+from wiseft_core.families.osf import OSF
+from wiseft_core.families.peanut import PEANUT
 from wiseft_core.families.pissa import PISSA
+from wiseft_core.families.psoft import PSOFT
 from wiseft_core.families.pvera import PVERA
 from wiseft_core.families.randlora import RANDLORA
+from wiseft_core.families.road import ROAD
 from wiseft_core.families.shira import SHIRA
 from wiseft_core.families.supertuning import SUPERTUNING, SUPRA
 from wiseft_core.families.tinylora import TINYLORA
@@ -77,5 +84,12 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "olora": OLORA,
     "shira": SHIRA,
     "ln_tuning": LN_TUNING,
+    "hira": HIRA,
+    "road": ROAD,
+    "deft": DEFT,
+    "osf": OSF,
+    "peanut": PEANUT,
+    "psoft": PSOFT,
+    "glora": GLORA,
 }
 """Every family that the package knows, by name."""

@@ -80,6 +80,8 @@ class Change(NamedTuple):
         fits: Whether sizes that each have their place belong together, e.g. blocks·size = in.
         when: Whether this form is the one that the options mean, where the roles do not tell.
         integers: The roles whose values are integers.
+        beside: The roles that are no factors of the adapter but parameters of the same module, as the base has them,
+            each with the parameter's name. A change of a bias may need the weight.
         linear: A role in which `delta` is linear: alpha times that factor is the interpolated change.
         rescaled: `rescaled(factors, alpha, total)` gives factors in the place of some, of the same shapes, whose tuned
             value is W + alpha·(W_tuned - W). `total(changed)` is the sum of `measure` over the whole weight with the
@@ -99,9 +101,15 @@ class Change(NamedTuple):
     fits: Callable[[Sizes], bool] | None = None
     when: Callable[[Options], bool] | None = None
     integers: frozenset[str] = frozenset()
+    beside: Mapping[str, str] = NOTHING
     linear: str | None = None
     rescaled: Callable[[Factors, float, Total], Factors] | None = None
     value: str | None = None
+
+    @property
+    def own(self) -> frozenset[str]:
+        """The roles of the adapter's own factors."""
+        return frozenset(self.factors.keys() - self.beside.keys())
 
     @property
     def closed(self) -> bool:

@@ -133,7 +133,7 @@ OFT = Family(
     options={
         "use_cayley_neumann": Option(bool),
         "num_cayley_neumann_terms": Option(int),
-        "coft": Option((False,), default=False),
+        "coft": Option((False,), default=False, why="PEFT shortens its rotations whenever it computes"),
         "block_share": Option(bool, default=False),
     },
     harmless={

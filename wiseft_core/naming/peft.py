@@ -185,7 +185,7 @@ def _factor(parts: list[str], suffixes: Sequence[Suffix]) -> PeftKey | None:
     """What a key says that ends as a factor does; None for others."""
     for named in (False, True):
         for suffix in suffixes:
-            leaf = [suffix.leaf] if suffix.leaf else []
+            leaf = suffix.leaf.split(".") if suffix.leaf else []
             at = len(parts) - 1 - named - len(leaf)
             if at < 0 or parts[at] != suffix.stem or parts[len(parts) - len(leaf) :] != leaf:
                 continue

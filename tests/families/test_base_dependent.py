@@ -1,0 +1,99 @@
+"""What the methods whose change depends on the base refuse, beyond what the tables of `cases_base_dependent` show."""
+
+from __future__ import annotations
+
+import warnings
+
+import peft
+import pytest
+import torch
+from toys import toy
+
+from wiseft_core import errors, interpolate, interpolate_tensor, rescale
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """`saved(config)`: a base's state dict, and the state dict of an adapter of PEFT over it with its config."""
+
+    def make(config):
+        model = toy()
+        base = {key: value.clone() for key, value in model.state_dict().items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            live = peft.get_peft_model(model, config)
+            return base, peft.get_peft_model_state_dict(live), live.peft_config["default"].to_dict()
+
+    return make
+
+
+def test_a_bias_that_needs_a_weight_needs_it_from_the_base(saved):
+    """GLoRA's bias reads the weight: one that the adapter replaces, or that the base lacks, is refused."""
+    base, adapter, config = saved(peft.GloraConfig(target_modules=["up"], r=3))
+    assert "layers.0.up.bias" in interpolate(base, adapter, 0.5, config=config).touched
+    replaced = {"base_model.model.layers.0.up.base_layer.weight": base["layers.0.up.weight"] + 1}
+    with pytest.raises(errors.Unsupported, match=r"layers\.0\.up\.weight, which the adapter replaces"):
+        interpolate(base, adapter | replaced, 0.5, config=config)
+    for name in [key for key in base if key.endswith("up.weight")]:
+        del base[name]
+    only = {key: value for key, value in adapter.items() if "glora_A" not in key and "glora_B" not in key}
+    with pytest.raises(errors.MissingFactor, match=r"depends on layers\.0\.up\.weight"):
+        interpolate(base, only, 0.5, config=config)
+
+
+def test_the_weight_that_a_bias_needs_is_the_bases_at_every_alpha(saved):
+    """With the weight's own change scheduled away, the bias still moves, and by the same."""
+    base, adapter, config = saved(peft.GloraConfig(target_modules=["up"], r=3, init_weights=False))
+    one = interpolate(base, adapter, 1.0, config=config)
+    other = interpolate(base, adapter, {"*.weight": 0.0, "*": 1.0}, config=config)
+    assert torch.equal(other["layers.0.up.weight"], base["layers.0.up.weight"])
+    assert torch.equal(other["layers.0.up.bias"], one["layers.0.up.bias"])
+
+
+def test_randomised_components_are_refused(saved):
+    """PSOFT's lowrank decomposition is named, with the reason."""
+    base, adapter, config = saved(peft.PsoftConfig(target_modules=["up"], r=3, psoft_svd="lowrank"))
+    with pytest.raises(errors.Unsupported, match="random projections") as caught:
+        interpolate(base, adapter, 0.5, config=config)
+    assert caught.value.exit_code == 4
+
+
+def test_what_the_config_says_must_be_what_the_shapes_say(saved):
+    """RoAd's variant and PSOFT's vectors: tensors of another kind than the config's are refused."""
+    base, adapter, config = saved(peft.RoadConfig(target_modules=["up"], group_size=4))
+    with pytest.raises(errors.ShapeMismatch):
+        interpolate(base, adapter, 0.5, config=config | {"variant": "road_4"})
+    with pytest.raises(errors.ShapeMismatch, match="group"):
+        interpolate(base, adapter, 0.5, config=config | {"group_size": 7})["layers.0.up.weight"]
+    base, adapter, config = saved(peft.PsoftConfig(target_modules=["up"], r=3))
+    with pytest.raises(errors.ShapeMismatch):
+        interpolate(base, adapter, 0.5, config=config | {"psoft_mag_a": False})
+
+
+def test_networks_deeper_than_known_are_refused(saved):
+    """A PEANuT of seven encoders: the eighth matrix has no place."""
+    base, adapter, config = saved(peft.PeanutConfig(target_modules=["up"], r=3, depth=7))
+    with pytest.raises(errors.UnclaimedKey, match="peanut_encoders"):
+        interpolate(base, adapter, 0.5, config=config)
+    with pytest.raises(errors.Unsupported, match="act_fn"):
+        interpolate(base, adapter, 0.5, config=config | {"act_fn": "quick_gelu"})
+
+
+def test_deft_below_zero_is_no_deft(saved):
+    """Extrapolated to a negative alpha, no P has the product that is wanted."""
+    base, adapter, config = saved(peft.DeftConfig(target_modules=["up"], r=3))
+    with pytest.raises(errors.Unsupported, match="DEFT at alpha"):
+        rescale(adapter, -0.5, config=config, base=base, extrapolate=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["relu", "gelu", "silu", "swish", "tanh", "sigmoid", "relu6", "leaky_relu", "mish", "linear"]
+)
+def test_activations_are_those_of_transformers(name):
+    """PEANuT with one hidden value: sigma as transformers computes it."""
+    from transformers.activations import ACT2FN
+
+    weight = torch.linspace(-3, 3, 7, dtype=torch.float64).view(1, 7)
+    factors = {"A": torch.ones(1, 1), "B": torch.ones(1, 1)}
+    found = interpolate_tensor(weight, factors, 1.0, family="peanut", options={"act_fn": name})
+    assert torch.allclose(found - weight, ACT2FN[name](weight), rtol=1e-12, atol=1e-14)
