@@ -36,7 +36,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Exactness: as well as the singular vectors are known: float64 roundings of W over the least gap among its
         rank + 1 largest singular values, relatively.
     Closed: no: (1 - alpha)·I + alpha·R is no rotation. With `psoft_orth=False` see `rescaled`.
-    Source: PSOFT, openreview.net/forum?id=FSHrinMArK, section 4.
+    Source: PSOFT, openreview.net/forum?id=FSHrinMArK.
     """
     import torch  # comes with arithmetic, not with a plan
 
