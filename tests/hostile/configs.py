@@ -48,8 +48,8 @@ WRONG: dict[str, tuple[object, ...]] = {
     "init_lora_weights": (1, 2.5, ["pissa"], {"a": 1}),
 }  # fmt: skip
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "peft_type": ("LOKR", "PREFIX_TUNING", "lora", "\x1b]0;x\7", "X" * 100_000, "os.system"),
-    "init_lora_weights": ("pissa", "pissa_niter_16", "olora", "loftq", "corda", "\u202eevil"),
+    "peft_type": ("XLORA", "PREFIX_TUNING", "lora", "\x1b]0;x\7", "X" * 100_000, "os.system"),
+    "init_lora_weights": ("pissa_niter_16", "loftq", "corda", "\u202eevil"),
     "use_qalora": (True, "yes"),
     "layer_replication": ([[0, 4]],),
     "target_parameters": (["a.b"],),
