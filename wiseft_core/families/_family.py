@@ -135,6 +135,7 @@ class Family(NamedTuple):
         harmless: The fields of the config that do not, by name, each with the reason.
         scale: s of the formula from the options; None: there is none.
         group: The group that a module is in, by its path, for keys with ".*".
+        note: What a human should know who trusts the result; it is said with every plan.
         variant: Options and the value of each that makes this the family that is meant.
     """
 
@@ -148,6 +149,7 @@ class Family(NamedTuple):
     scale: Callable[[Options], float] | None = None
     variant: Mapping[str, object] = NOTHING
     group: Callable[[str], str] | None = None
+    note: str = ""
 
     def forms(self, parameter: str) -> tuple[Change, ...]:
         """The forms in which it changes a parameter; none if it does not."""
