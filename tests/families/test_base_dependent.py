@@ -58,6 +58,15 @@ def test_randomised_components_are_refused(saved):
     assert caught.value.exit_code == 4
 
 
+def test_what_a_human_should_know_is_said_with_the_plan(saved):
+    """PSOFT's signs are those of the machine: the plan says so, once. Other methods say nothing."""
+    base, adapter, config = saved(peft.PsoftConfig(target_modules=["up", "q_proj"], r=3))
+    (note,) = interpolate(base, adapter, 0.5, config=config).plan.notes
+    assert "signs" in note
+    base, adapter, config = saved(peft.OSFConfig(target_modules=["up"]))
+    assert interpolate(base, adapter, 0.5, config=config).plan.notes == ()
+
+
 def test_what_the_config_says_must_be_what_the_shapes_say(saved):
     """RoAd's variant and PSOFT's vectors: tensors of another kind than the config's are refused."""
     base, adapter, config = saved(peft.RoadConfig(target_modules=["up"], group_size=4))
