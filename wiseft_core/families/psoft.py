@@ -137,6 +137,6 @@ PSOFT = Family(
         "psoft_svd_lowrank_niter": "read with psoft_svd='lowrank' only, which is refused",
         "random_seed": "read with psoft_svd='lowrank' only, which is refused",
     },
-    note="PSOFT saves no singular vectors, and their signs are those of this device's linear algebra: an adapter that was "
-    "trained on another kind of device may be another change here, with PEFT as with us",
+    note="PSOFT saves no singular vectors, and their signs are those of this device's linear algebra: an adapter that "
+    "was trained on another kind of device may be another change here, with PEFT as with us",
 )
