@@ -146,7 +146,8 @@ def bind(
     _check_patterns(config, parsed)
     outputs = {name: _output(spec, output_dtype) for name, spec in base.items()}
     outputs |= {name: _output(adapter[key], output_dtype) for name, key in placed.new.items()}
-    notes = []
+    used = dict.fromkeys(step.family for bound in bindings.values() for step in bound.steps)
+    notes = [families[name].note for name in used if families[name].note]
     if placed.new:
         notes.append(f"not in the base, carried as trained at every alpha: {listed(placed.new, most=10)}")
     return Plan(

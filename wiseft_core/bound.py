@@ -157,8 +157,9 @@ class Bound:
             factor = factor_matrix(whole(part, key), axes, key, numbers, integer=role in change.integers)
             factors[role] = factor[list(bound.entries)] if axes.startswith("row") else factor
         for role, name in spec.beside.items():
-            values = self.base.read(name, 0, self.base.specs[name].numel).reshape(self.base.specs[name].shape)
-            factors[role] = factor_matrix(values, change.factors[role], name, numbers)
+            specs = self.base.specs[name]
+            stored = self.base.read(name, 0, specs.numel).reshape(specs.shape)
+            factors[role] = numerics.widen(stored.to(numbers.device), numbers.compute)
         return Step(change, LAYOUTS[spec.layout], spec.hyper, factors, streams)
 
     def check_values(self, complete: Sequence[bool]) -> None:

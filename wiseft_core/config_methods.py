@@ -27,7 +27,6 @@ METHODS_REFUSED: Final[Mapping[str, str]] = {
     "LILY": "it mixes its factors by a router that reads the input: there is no one delta",
     "SHADOW": "it runs a small network beside the model, which reads the input: there is no weight delta",
     "ADAMSS": "its factors belong to clusters of rows that are not saved: they cannot be found again for certain",
-    "FROD": "its matrices are shared by modules of one name in all layers, which are not read here",
 }
 """Methods of PEFT that are refused, each with the reason."""
 

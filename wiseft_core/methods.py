@@ -20,7 +20,9 @@ from wiseft_core.sites import Site
 def suffixes(families: Mapping[str, Family], config: AdapterConfig | None) -> tuple[Suffix, ...]:
     """The ends of keys that make factors: those of the config's method, or of all methods where there is no config."""
     own = [record for record in families.values() if config is None or record.peft == config.peft_type]
-    found = [suffix_of(key, meaning, record.peft) for record in own for key, meaning in record.keys.items()]
+    found = [
+        suffix_of(key, meaning, record.peft, record.group) for record in own for key, meaning in record.keys.items()
+    ]
     return (*SUFFIXES, *dict.fromkeys(found))
 
 

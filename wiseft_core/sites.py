@@ -71,15 +71,18 @@ def collect(parsed: Mapping[str, PeftKey]) -> tuple[Site, ...]:
     Raises:
         UnclaimedKey: A factor is shared by no module.
     """
-    shared = {(said.method, said.role): key for key, said in parsed.items() if said.shared}
+    shared = _shared(parsed)
     copied = copies(parsed)
     groups: dict[tuple[str, str], dict[str, str]] = {}
     methods: dict[tuple[str, str], str] = {}
+    within: dict[tuple[str, str], str] = {}
     for key, part in parsed.items():
         if part.role not in UNUSED and not part.shared and key not in copied:
             groups.setdefault(part[:2], {})[part.role] = key
             methods[part[:2]] = part.method or methods.get(part[:2], "")
-    lonely = [key for (method, _), key in shared.items() if method not in methods.values()]
+            within[part[:2]] = part.group or within.get(part[:2], "")
+    there = {(methods[at], group) for at in groups for group in ("", within[at])}
+    lonely = [key for (method, _, group), key in shared.items() if (method, group) not in there]
     if lonely:
         raise UnclaimedKey(
             f"{listed(lonely)} — a factor that all modules share, and there is no module",
@@ -88,17 +91,30 @@ def collect(parsed: Mapping[str, PeftKey]) -> tuple[Site, ...]:
             hint="the adapter file is damaged",
         )
     for at, factors in groups.items():
-        factors |= {role: key for (method, role), key in shared.items() if method == methods[at]}
+        factors |= {
+            role: key
+            for (method, role, group), key in shared.items()
+            if method == methods[at] and group in ("", within[at])
+        }
     return tuple(Site(*at, factors, methods[at]) for at, factors in groups.items())
+
+
+def _shared(parsed: Mapping[str, PeftKey]) -> dict[tuple[str, str, str], str]:
+    """The keys of what many modules share, by method, role and group of modules."""
+    return {
+        (said.method, said.role, said.group): key
+        for key, said in parsed.items()
+        if said.shared and said.role != "ignored"
+    }
 
 
 def copies(parsed: Mapping[str, PeftKey]) -> dict[str, str]:
     """Keys of a module's own copies of what the whole model shares, each with the key of that."""
-    shared = {(said.method, said.role): key for key, said in parsed.items() if said.shared}
+    shared = _shared(parsed)
     return {
-        key: shared[said.method, said.role]
+        key: shared[at]
         for key, said in parsed.items()
-        if not said.shared and (said.method, said.role) in shared
+        if not said.shared and (at := (said.method, said.role, said.group)) in shared
     }
 
 

@@ -70,6 +70,12 @@ CASES: dict[str, dict[str, Any]] = {
         "options": {"target_modules": LINEAR, "r": 4, "psoft_orth": False},
         "units": UNITS,
     },
+    "frod": {"config": peft.FrodConfig, "options": {"target_modules": LINEAR, "sparse_rate": 0.2}},
+    "frod_gpt2": {
+        "config": peft.FrodConfig,
+        "options": {"target_modules": ["c_attn", "c_fc"], "sparse_rate": 0.2},
+        "make": gpt2,
+    },
     "glora_biasless": {
         "config": peft.GloraConfig,
         "options": {"target_modules": LINEAR, "r": 3},
@@ -138,6 +144,15 @@ MAKERS: list[Maker] = [
             | {"num_cayley_neumann_terms": 4, "psoft_mag_a": "a" in vectors, "psoft_mag_b": "b" in vectors},
         )
     ),
+    *(
+        Maker(
+            "frod",
+            layout,
+            shape,
+            {"V": (5, 5), "lambda_l": (5,), "indices": torch.tensor([[0, 4, 2, 1], [1, 0, 3, 2]]), "values": (4,)},
+        )
+        for layout, shape in (("linear", (6, 5)), ("transposed", (5, 6)))
+    ),
     Maker("glora", "linear", (6, 5), {"A_Xd": (6, 3), "A_Xu": (3, 5), "B_Xd": (6, 3), "B_Xu": (3, 5)}),
     Maker("glora", "linear", (6, 5), {"A_X": (6, 1), "B_X": (6, 1)}),
     Maker("glora", "linear", (6, 5), {"A_X": (1,), "B_X": (1,)}),
@@ -194,5 +209,17 @@ def turned(weight, factors, said, module):
     return weight + change
 
 
-NAIVE = {"DEFT": projected, "OSF": largest_kept, "PSOFT": turned}
+def rewritten(weight, factors, said, module):
+    """FRoD with the inverse written out: PEFT's code makes U float32."""
+    parts = module.split(".")
+    name = parts[-1] if parts[-2].isdigit() else "_".join(parts[-2:])
+    basis, places = factors[f"frod_V.{name}"], factors[f"frod_s_indices.{name}"].astype(int)
+    columns = weight @ np.linalg.inv(basis).T
+    middle = np.diag(factors["frod_lambda_l"])
+    for row, column, value in zip(*places, factors["frod_lambda_s_values"], strict=True):
+        middle[row, column] += value
+    return columns / np.linalg.norm(columns, axis=0) @ middle @ basis.T
+
+
+NAIVE = {"FROD": rewritten, "DEFT": projected, "OSF": largest_kept, "PSOFT": turned}
 """The formulas in numpy, where PEFT's own code insists on float32; arguments as for the others there."""

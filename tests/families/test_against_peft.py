@@ -263,16 +263,16 @@ def exactly(name: str, one: Trained) -> dict[str, torch.Tensor]:
     factors: dict[str, dict[str, np.ndarray]] = {}
     for key, value in load_file(one.folder / "adapter_model.safetensors").items():
         module, _, role = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        while f"{module}.weight" not in one.base:  # factors of a module within the module
+        while module and f"{module}.weight" not in one.base:  # factors of a module within the module, or of all
             module, _, outer = module.rpartition(".")
             role = f"{outer}.{role}"
         factors.setdefault(module, {})[role] = value.double().numpy()
-    shared = factors.pop("base_model", {})
     found = {key: value.double() for key, value in one.base.items()}
+    shared = {role.removeprefix("base_model."): value for role, value in factors.pop("", {}).items()}
     for module, parts in factors.items():
         weight = found[f"{module}.weight"].numpy()
         across = one.base_config is not None
-        tuned = naive(weight.T if across else weight, {**shared, **parts}, said, module)
+        tuned = naive(weight.T if across else weight, shared | parts, said, module)
         found[f"{module}.weight"] = torch.from_numpy(np.ascontiguousarray(tuned.T if across else tuned))
     return found
 

@@ -58,6 +58,15 @@ def test_randomised_components_are_refused(saved):
     assert caught.value.exit_code == 4
 
 
+def test_what_a_human_should_know_is_said_with_the_plan(saved):
+    """PSOFT's signs are those of the machine: the plan says so, once. Other methods say nothing."""
+    base, adapter, config = saved(peft.PsoftConfig(target_modules=["up", "q_proj"], r=3))
+    (note,) = interpolate(base, adapter, 0.5, config=config).plan.notes
+    assert "signs" in note
+    base, adapter, config = saved(peft.OSFConfig(target_modules=["up"]))
+    assert interpolate(base, adapter, 0.5, config=config).plan.notes == ()
+
+
 def test_what_the_config_says_must_be_what_the_shapes_say(saved):
     """RoAd's variant and PSOFT's vectors: tensors of another kind than the config's are refused."""
     base, adapter, config = saved(peft.RoadConfig(target_modules=["up"], group_size=4))
@@ -97,3 +106,46 @@ def test_activations_are_those_of_transformers(name):
     factors = {"A": torch.ones(1, 1), "B": torch.ones(1, 1)}
     found = interpolate_tensor(weight, factors, 1.0, family="peanut", options={"act_fn": name})
     assert torch.allclose(found - weight, ACT2FN[name](weight), rtol=1e-12, atol=1e-14)
+
+
+def test_what_modules_of_one_name_share_is_theirs_alone(saved):
+    """FRoD's V of one name is needed by its modules, and one that has no modules is refused."""
+    base, adapter, config = saved(peft.FrodConfig(target_modules=["q_proj", "up"], sparse_rate=0.2))
+    assert len(interpolate(base, adapter, 0.5, config=config).touched) == 6
+    only = {key: value for key, value in adapter.items() if ".up." not in key}
+    with pytest.raises(errors.UnclaimedKey, match=r"frod_V\.up"):
+        interpolate(base, only, 0.5, config=config)
+    less = {key: value for key, value in adapter.items() if key != "base_model.frod_V.up"}
+    with pytest.raises(errors.MissingFactor, match=r"layers\.0\.up\.weight"):
+        interpolate(base, less, 0.5, config=config)
+
+
+def test_a_live_model_spells_what_a_group_shares_with_the_adapters_name(saved):
+    """The keys of FRoD's own state dict mean the same as those that it saves."""
+    base, adapter, config = saved(peft.FrodConfig(target_modules=["up"], sparse_rate=0.2))
+    ends = ("frod_V.up", "frod_s_indices.up", "frod_s_size.up", "frod_lambda_l", "frod_lambda_s_values")
+    assert all(key.endswith(ends) for key in adapter)
+    live = {f"{key}.default": value for key, value in adapter.items()}
+    view, other = (interpolate(base, given, 0.5, config=config) for given in (adapter, live))
+    assert all(torch.equal(view[key], other[key]) for key in base)
+
+
+@pytest.mark.parametrize(
+    "path", ["q", "h.0.attn.c_attn", "layer.3.attention.output.dense", "layer.3.output.dense", "0.x"]
+)
+def test_names_of_groups_are_pefts(path):
+    """FRoD's name of a module, for paths of several architectures."""
+    from peft.tuners.frod.model import _category_from_key
+
+    from wiseft_core.families import FAMILIES
+
+    group = FAMILIES["frod"].group
+    assert group is not None and group(path) == _category_from_key(path)
+
+
+def test_projections_that_are_not_saved_are_refused(saved):
+    """FRoD without its projections is named, with the reason."""
+    base, adapter, config = saved(peft.FrodConfig(target_modules=["up"], save_projection=False))
+    with pytest.raises(errors.Unsupported, match="weights of all layers") as caught:
+        interpolate(base, adapter, 0.5, config=config)
+    assert caught.value.exit_code == 4

@@ -19,6 +19,7 @@ from wiseft_core.families.deft import DEFT
 from wiseft_core.families.delora import DELORA
 from wiseft_core.families.dora import DORA
 from wiseft_core.families.fourierft import FOURIERFT
+from wiseft_core.families.frod import FROD
 from wiseft_core.families.full import FULL
 from wiseft_core.families.glora import GLORA
 from wiseft_core.families.gralora import GRALORA
@@ -91,5 +92,6 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "peanut": PEANUT,
     "psoft": PSOFT,
     "glora": GLORA,
+    "frod": FROD,
 }
 """Every family that the package knows, by name."""

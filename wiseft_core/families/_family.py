@@ -129,10 +129,13 @@ class Family(NamedTuple):
         peft: PEFT's word for the method, its `peft_type`; "" for what comes with every method.
         keys: The ends of the keys that PEFT saves, each with the role that it means: {"hada_w1_a": "w1_a"}. A role
             that is not of the weight is said with its parameter: "bias trained". A key with "base_model." in front is
-            one of the whole model: a factor of every module that the method changes.
+            one of the whole model: a factor of every module that the method changes. With ".*" behind it there are
+            several, each of one group of modules, with the group's name there.
         options: The fields of the config that change numbers, by name.
         harmless: The fields of the config that do not, by name, each with the reason.
         scale: s of the formula from the options; None: there is none.
+        group: The group that a module is in, by its path, for keys with ".*".
+        note: What a human should know who trusts the result; it is said with every plan.
         variant: Options and the value of each that makes this the family that is meant.
     """
 
@@ -145,6 +148,8 @@ class Family(NamedTuple):
     harmless: Mapping[str, str] = NOTHING
     scale: Callable[[Options], float] | None = None
     variant: Mapping[str, object] = NOTHING
+    group: Callable[[str], str] | None = None
+    note: str = ""
 
     def forms(self, parameter: str) -> tuple[Change, ...]:
         """The forms in which it changes a parameter; none if it does not."""

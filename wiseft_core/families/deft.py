@@ -28,7 +28,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Exactness: off by at most 2^-48·(out + rank + 6)·(|W| + |Q|·(|s|·|R| + |N|ᵀ·|W|)) before the interpolation; "qr"
         adds the condition of P.
     Closed: "relu", see `rescaled`; "qr" is not: its columns have norm 1.
-    Source: Kumar et al. 2025, DEFT, arXiv:2509.22793, eq. 4; Chen et al. 2024, PaRa, arXiv:2406.05641, for no R.
+    Source: Kumar et al. 2025, DEFT, NeurIPS 2025; Chen et al. 2024, PaRa, arXiv:2406.05641, for the form without R.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -90,7 +90,7 @@ def _form(method: str, *, fills: bool) -> Change:
 DEFT = Family(
     name="deft",
     parameters={"weight": tuple(_form(method, fills=fills) for method in ("relu", "qr") for fills in (True, False))},
-    source="Kumar et al. 2025, DEFT: Decompositional Efficient Fine-Tuning, arXiv:2509.22793, eq. 4",
+    source="Kumar et al. 2025, DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models, NeurIPS 2025",
     peft="DEFT",
     keys={"deft_P": "P", "deft_R": "R"},
     options={

@@ -40,7 +40,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         (out, in).
     Exactness: off by at most 2^-48·(rank + 4)·(|W| + |W| ∘ |A| + |B|), with the sizes of A's and B's own products.
     Closed: see `rescaled`.
-    Source: Chavan et al. 2023, arXiv:2306.07967, eq. 9.
+    Source: Chavan et al. 2023, arXiv:2306.07967.
     """
     return weight * (1 + path(factors, "A")) + path(factors, "B")
 
@@ -55,7 +55,7 @@ def tuned_bias(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | N
         (inputs, 1); D_X and E_X (out) or (1). Returns (out, 1).
     Exactness: off by at most 2^-48·(inputs + rank + 4)·(|b| + |b| ∘ |D| + |E| + |W|·|C|).
     Closed: see `rescaled`.
-    Source: Chavan et al. 2023, arXiv:2306.07967, eq. 9.
+    Source: Chavan et al. 2023, arXiv:2306.07967.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -103,7 +103,7 @@ GLORA = Family(
         "weight": (_weight(**LOW_RANK), _weight(A_X="out 1", B_X="out 1"), _weight(A_X="1", B_X="1")),
         "bias": tuple(_bias(coupled, moved) for coupled in COUPLED for moved in MOVED if coupled or moved),
     },
-    source="Chavan et al. 2023, One-for-All: Generalized LoRA, arXiv:2306.07967, eq. 9",
+    source="Chavan et al. 2023, One-for-All: Generalized LoRA, arXiv:2306.07967",
     peft="GLORA",
     keys={
         **{f"glora_{name}.{part}": f"{name}_{part}" for name in "AB" for part in ("Xd", "Xu", "X")},

@@ -24,7 +24,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         weight (out, in); A (rank, in); B (out, rank). Returns (out, in).
     Exactness: off by at most 2^-48·(rank + 4)·|W| ∘ (1 + |B|·|A|) before the interpolation.
     Closed: see `rescaled`.
-    Source: Huang et al. 2025, HiRA, ICLR, eq. 4.
+    Source: Huang et al. 2025, HiRA, ICLR 2025.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -49,7 +49,7 @@ HIRA = Family(
             rescaled=rescaled,
         ),
     },
-    source="Huang et al. 2025, HiRA: Parameter-Efficient Hadamard High-Rank Adaptation, ICLR, eq. 4",
+    source="Huang et al. 2025, HiRA: Parameter-Efficient Hadamard High-Rank Adaptation, ICLR 2025",
     peft="HIRA",
     keys={
         "hira_A": "A",

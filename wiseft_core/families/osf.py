@@ -25,7 +25,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Exactness: as well as the singular vectors are known: float64 roundings of W over the gap between the components
         that are kept and those that are trained, relatively.
     Closed: no: a part of the old components would remain, and more than `low` be needed.
-    Source: Nayak et al. 2025, arXiv:2504.07097, section 3.2.
+    Source: Nayak et al. 2025, arXiv:2504.07097.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -48,7 +48,7 @@ OSF = Family(
             fits=lambda sizes: sizes["low"] <= min(sizes["out"], sizes["in"]),
         ),
     },
-    source="Nayak et al. 2025, Sculpting Subspaces: Constrained Full Fine-Tuning, arXiv:2504.07097, section 3.2",
+    source="Nayak et al. 2025, Sculpting Subspaces: Constrained Full Fine-Tuning, arXiv:2504.07097",
     peft="OSF",
     keys={f"osf_svd_params.{role}": role for role in ("U_low", "S_low", "V_low")},
     harmless={

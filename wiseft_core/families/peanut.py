@@ -34,7 +34,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         (out, in).
     Exactness: float64 roundings of each layer's |matrix|·|input|, times the size of the layers behind it.
     Closed: linear in B; see `rescaled`.
-    Source: Zhong et al. 2024, arXiv:2410.01870, eq. 4 and 5; residual connections: PEFT 0.21.
+    Source: Zhong et al. 2024, arXiv:2410.01870; residual connections: PEFT 0.21.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -91,7 +91,7 @@ PEANUT = Family(
     name="peanut",
     parameters={"weight": tuple(_form(depth) for depth in DEPTHS)},
     source="Zhong et al. 2024, PEANuT: Parameter-Efficient Adaptation with Weight-aware Neural Tweakers, "
-    "arXiv:2410.01870, eq. 4 and 5",
+    "arXiv:2410.01870",
     peft="PEANUT",
     keys={
         "peanut_A.weight": "A",

@@ -6,7 +6,8 @@ C is Cayley's transform of a skew matrix, or its series (see `oft`), or any matr
 missing. With `ab_svd_init="pissa_init"` S stands half on each side: √S_r·(R - I)·√S_r. PEFT's scale cancels.
 
 A singular vector may be taken with either sign, and the paper does not say which; where R mixes components that decides
-the result. PEFT saves none of them: it takes what LAPACK gives for W in float32, each time that it loads, and so do we.
+the result. PEFT saves none of them: it takes what LAPACK gives for W in float32, each time that it loads, and so do we,
+with a note: torch on another device, or another LAPACK, gives other signs, and an adapter from there another change.
 Its randomised decomposition (`psoft_svd="lowrank"`) is refused.
 """
 
@@ -36,7 +37,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Exactness: as well as the singular vectors are known: float64 roundings of W over the least gap among its
         rank + 1 largest singular values, relatively.
     Closed: no: (1 - alpha)·I + alpha·R is no rotation. With `psoft_orth=False` see `rescaled`.
-    Source: PSOFT, openreview.net/forum?id=FSHrinMArK, section 4.
+    Source: PSOFT, openreview.net/forum?id=FSHrinMArK.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -136,4 +137,6 @@ PSOFT = Family(
         "psoft_svd_lowrank_niter": "read with psoft_svd='lowrank' only, which is refused",
         "random_seed": "read with psoft_svd='lowrank' only, which is refused",
     },
+    note="PSOFT saves no singular vectors, and their signs are those of this device's linear algebra: an adapter that "
+    "was trained on another kind of device may be another change here, with PEFT as with us",
 )

@@ -13,7 +13,7 @@ were never trained. Every key parses: a tuner that is not known here gives a "va
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from wiseft_core.errors import AmbiguousName, BindingError, WiseftError, listed
@@ -42,6 +42,7 @@ class PeftKey(NamedTuple):
         wrapped: For "value", that it was below `base_layer`; for "rows", that it was below `token_adapter`.
         method: PEFT's word for the method that has such keys; "" for LoRA and for what comes with every method.
         shared: Whether it is a tensor of the whole model, a factor of many modules.
+        group: Which modules share it, or share what this one does; "" where all do.
     """
 
     module: str
@@ -51,12 +52,14 @@ class PeftKey(NamedTuple):
     wrapped: bool = False
     method: str = ""
     shared: bool = False
+    group: str = ""
 
 
 class Suffix(NamedTuple):
     """The end of a key that makes it a factor: `stem`, then the adapter's name if live, then `leaf`.
 
-    The stem of a `shared` one stands below the model itself, or below a module as a copy of that.
+    The stem of a `shared` one stands below the model itself, or below a module as a copy of that. A leaf "*" is the
+    name of a group of modules, with the adapter's name behind it; `group` gives the group that a module is in.
     """
 
     stem: str
@@ -65,6 +68,7 @@ class Suffix(NamedTuple):
     parameter: str = "weight"
     method: str = ""
     shared: bool = False
+    group: Callable[[str], str] | None = None
 
 
 READ_IN_TRAINING: Final = (
@@ -91,12 +95,12 @@ SUFFIXES: Final = (
 """The keys of LoRA, and those that may come with every method; the other families bring their own."""
 
 
-def suffix_of(key: str, meaning: str, method: str) -> Suffix:
+def suffix_of(key: str, meaning: str, method: str, group: Callable[[str], str] | None = None) -> Suffix:
     """A family's spelling as a suffix: "oft_R.weight" and "R", "base_model.vera_A" and "A", "x" and "bias trained"."""
     tail = key.removeprefix(MODEL)
     stem, _, leaf = tail.partition(".")
     parameter, _, role = meaning.rpartition(" ")
-    return Suffix(stem, leaf, role, parameter or "weight", method, shared=tail != key)
+    return Suffix(stem, leaf, role, parameter or "weight", method, tail != key, group)
 
 
 def parse_key(key: str, suffixes: Sequence[Suffix] = SUFFIXES) -> PeftKey:
@@ -163,7 +167,7 @@ def format_key(parsed: PeftKey, suffixes: Sequence[Suffix] = SUFFIXES) -> str:
                 got=f"role {parsed.role!r}",
                 hint="leave out what was not trained: PEFT saves no such key",
             )
-        tail = tails[parsed.role, parsed.parameter]
+        tail = [part if part != "*" else parsed.group for part in tails[parsed.role, parsed.parameter]]
         tail = ["token_adapter", *tail] if parsed.wrapped else tail
     prefix = MODEL if parsed.shared else PREFIX
     return prefix + ".".join(part for part in [parsed.module, *tail] if part)
@@ -187,15 +191,17 @@ def _factor(parts: list[str], suffixes: Sequence[Suffix]) -> PeftKey | None:
         for suffix in suffixes:
             leaf = suffix.leaf.split(".") if suffix.leaf else []
             at = len(parts) - 1 - named - len(leaf)
-            if at < 0 or parts[at] != suffix.stem or parts[len(parts) - len(leaf) :] != leaf:
+            if at < 0 or parts[at] != suffix.stem or (leaf != ["*"] and parts[len(parts) - len(leaf) :] != leaf):
                 continue
             module = parts[:at]
             wrapped = suffix.stem.startswith("trainable_tokens") and module[-1:] == ["token_adapter"]
             module = module[:-1] if wrapped else module
-            adapter = parts[at + 1] if named else None
             shared = suffix.shared and module in ([], ["base_model"])
             path = "" if shared else ".".join(module)
-            return PeftKey(path, suffix.parameter, suffix.role, adapter, wrapped, suffix.method, shared)
+            adapter, group = parts[at + 1] if named else None, suffix.group(path) if suffix.group is not None else ""
+            if leaf == ["*"]:
+                adapter, group = parts[at + 2] if named else None, parts[at + 1]
+            return PeftKey(path, suffix.parameter, suffix.role, adapter, wrapped, suffix.method, shared, group)
     return None
 
 
@@ -230,11 +236,11 @@ def _ignore(parsed: PeftKey) -> PeftKey:
 
 def _clashes(parsed: Mapping[str, PeftKey]) -> Iterator[WiseftError]:
     """An error for each tensor that more than one key means."""
-    keys: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    keys: defaultdict[tuple[str, str, str, str], list[str]] = defaultdict(list)
     for key, said in parsed.items():
         if said.role != IGNORED:
-            keys[said.module, said.parameter, said.role].append(key)
-    for (module, parameter, role), same in keys.items():
+            keys[said.module, said.parameter, said.role, said.group].append(key)
+    for (module, parameter, role, _), same in keys.items():
         if len(same) > 1:
             yield AmbiguousName(
                 f"{role} of {module}.{parameter}",
