@@ -60,7 +60,7 @@ class StepSpec:
     def as_dict(self) -> dict[str, Any]:
         """The step as JSON sees it."""
         shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
-        return {**shown, "rank": self.rank, "factors": dict(self.factors)}
+        return {**shown, "options": dict(self.hyper.options), "rank": self.rank, "factors": dict(self.factors)}
 
 
 @dataclass(frozen=True, slots=True)
