@@ -17,12 +17,13 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.config_completion import completed
 from wiseft_core.config_fields import plain
 from wiseft_core.errors import ConfigError, ConfigNeeded
-from wiseft_core.families import FAMILIES
-from wiseft_core.methods import suffixes
+from wiseft_core.families import FAMILIES, Family
+from wiseft_core.methods import ranks, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
 from wiseft_core.record import adapter_files, manifest_of, places, sources
 from wiseft_core.report import Report
 from wiseft_core.rescaling import Rescaled
+from wiseft_core.sites import collect
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Adapter, Source, as_source
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.files import FILES
@@ -38,7 +39,9 @@ POLICY: Final = {"output": "adapter"}
 METADATA: Final = {"format": "pt"}
 
 
-def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, sync: bool = True) -> Report:
+def save_adapter(
+    adapter: Adapter, path: str | os.PathLike[str], *, sync: bool = True, families: Mapping[str, Family] = FAMILIES
+) -> Report:
     """Write an adapter as a folder that PEFT loads, complete or not at all.
 
     Its tensors under PEFT's keys, its config with every field that it came with, the files beside the adapter that it
@@ -49,6 +52,7 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, sync: bool =
         adapter: What `rescale` gave, or any `Adapter` with a config.
         path: The output folder: absent or empty, and not inside an input.
         sync: Force everything to disk before publishing; without, the manifest does not claim it.
+        families: The methods to know; what `rescale` gave knows its own.
     Returns:
         What was written, and which files beside the adapter were left out.
     Raises:
@@ -59,11 +63,11 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, sync: bool =
         Locked: Another process writes to the same output.
     """
     out, files, source = Path(path), FILES, as_source(adapter.tensors)
-    families = adapter.view.bound.families if isinstance(adapter, Rescaled) else FAMILIES
+    families = adapter.view.bound.families if isinstance(adapter, Rescaled) else families
     spelling = suffixes(families, adapter.config)
     parsed = parse_keys(source.specs, suffixes=spelling)
     keys = {saved: key for key, saved in saved_keys(parsed, spelling).items()}
-    config, note = _config_bytes(adapter.config, parsed, source)
+    config, note = _config_bytes(adapter.config, parsed, source, families)
     origin = adapter.view if isinstance(adapter, Rescaled) else source
     sidecars = plan_sidecars(_folder(adapter), [], copy_code=False, taken=(WEIGHTS_FILE, CONFIG_FILE), files=files)
     inputs = [place for checkpoint in sources(origin) for place in places(checkpoint)]
@@ -131,7 +135,9 @@ def _manifest(adapter: Adapter, written: Mapping[str, tuple[int, str]], sync: bo
     )
 
 
-def _config_bytes(config: AdapterConfig | None, parsed: Mapping[str, PeftKey], source: Source) -> tuple[bytes, str]:
+def _config_bytes(
+    config: AdapterConfig | None, parsed: Mapping[str, PeftKey], source: Source, families: Mapping[str, Family]
+) -> tuple[bytes, str]:
     """The content of adapter_config.json, as PEFT spells it, and a note where the config had to be completed.
 
     Raises:
@@ -145,7 +151,7 @@ def _config_bytes(config: AdapterConfig | None, parsed: Mapping[str, PeftKey], s
             got="None",
             hint="Adapter(tensors, AdapterConfig.from_mapping({...}))",
         )
-    fields, added = completed(config, parsed, source.specs)
+    fields, added = completed(config, parsed, ranks(collect(parsed), source.specs, families), families)
     try:
         text = json.dumps(fields, indent=2, sort_keys=True, default=plain)
     except (TypeError, ValueError) as error:

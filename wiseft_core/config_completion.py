@@ -1,23 +1,26 @@
 """An adapter's config as it is saved: every field that it came with, and those without which PEFT would not load it.
 
-Joint floor: names, specs and configs only.
+Joint floor: names and configs only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_fields import RENAMED, plain
+from wiseft_core.families import FAMILIES, Family
 from wiseft_core.naming.patterns import first_match
 from wiseft_core.naming.peft import PeftKey
-from wiseft_core.types import TensorSpec
 
 
 def completed(
-    config: AdapterConfig, parsed: Mapping[str, PeftKey], specs: Mapping[str, TensorSpec]
+    config: AdapterConfig,
+    parsed: Mapping[str, PeftKey],
+    ranks: Mapping[str, int | None],
+    families: Mapping[str, Family] = FAMILIES,
 ) -> tuple[dict[str, object], tuple[str, ...]]:
     """The fields of adapter_config.json, and the names of those that the config did not have.
 
@@ -26,15 +29,17 @@ def completed(
     Args:
         config: The adapter's config.
         parsed: The meaning of the adapter's keys.
-        specs: Dtype and shape by key.
+        ranks: The modules with factors, each with its rank where these have one.
+        families: The methods to know.
     """
     given = dict(config.fields)
-    read = AdapterConfig.from_mapping(given)
+    read = AdapterConfig.from_mapping(given, families=families)
     if read != config:  # made by hand, or changed since it was read
         given |= _changed_fields(config, read)
     needed: dict[str, object] = {"peft_type": config.peft_type}
-    if config.peft_type == "LORA":
-        needed |= _from_tensors(config, parsed, specs)
+    if config.peft_type != "TRAINABLE_TOKENS":
+        own = [record for record in families.values() if record.peft == config.peft_type]
+        needed |= _from_ranks(config, ranks, own) | _from_roles(config, parsed)
     missing = {name: value for name, value in needed.items() if name not in given}
     return given | missing, tuple(sorted(missing))
 
@@ -51,28 +56,35 @@ def _changed_fields(config: AdapterConfig, read: AdapterConfig) -> dict[str, obj
     return own | {name: plain(value) for name, value in options.items()}
 
 
-def _from_tensors(
-    config: AdapterConfig, parsed: Mapping[str, PeftKey], specs: Mapping[str, TensorSpec]
-) -> dict[str, object]:
-    """What the tensors of a LoRA say of its config, where that is not the default of PEFT."""
-    ranks = {said.module: specs[key].shape[0] for key, said in parsed.items() if said.role in ("A", "embedding_A")}
+def _from_ranks(config: AdapterConfig, ranks: Mapping[str, int | None], own: Sequence[Family]) -> dict[str, object]:
+    """What the modules and their ranks say of a method's config, where that is not the default of PEFT."""
     found: dict[str, object] = {"target_modules": sorted(ranks)}
-    if config.r is None and ranks:
-        found["r"] = rank = Counter(ranks.values()).most_common(1)[0][0]
-        others = {
-            f"^{module}".replace(".", r"\."): size
-            for module, size in ranks.items()
-            if size != rank and first_match(config.rank_pattern, module) is None
-        }
-        if others:
-            found["rank_pattern"] = others
+    sizes = {module: rank for module, rank in ranks.items() if rank is not None}
+    if not sizes or config.said("r") is not None or not any("r" in (*one.options, *one.harmless) for one in own):
+        return found
+    found["r"] = rank = Counter(sizes.values()).most_common(1)[0][0]
+    others = {
+        f"^{module}".replace(".", r"\."): size
+        for module, size in sizes.items()
+        if size != rank and first_match(config.rank_pattern, module) is None
+    }
+    if others:
+        found["rank_pattern"] = others
+    return found
+
+
+def _from_roles(config: AdapterConfig, parsed: Mapping[str, PeftKey]) -> dict[str, object]:
+    """What the kinds of tensors say of it."""
+    found: dict[str, object] = {}
+    lora = config.peft_type == "LORA"
     roles = {said.role for said in parsed.values()}
-    found |= {field: True for field, role in (("use_dora", "magnitude"), ("lora_bias", "bias")) if role in roles}
+    if lora:
+        found |= {field: True for field, role in (("use_dora", "magnitude"), ("lora_bias", "bias")) if role in roles}
     values = [said for said in parsed.values() if said.role == "value"]
     heads = {said.module for said in values if not said.wrapped and said.parameter != "bias"}
     if heads:
         found["modules_to_save"] = sorted(heads)
     biases = [said for said in values if said.parameter == "bias" and said.module not in heads]
     if biases:
-        found["bias"] = "lora_only" if all(said.wrapped for said in biases) else "all"
+        found["bias"] = "lora_only" if lora and all(said.wrapped for said in biases) else "all"
     return found

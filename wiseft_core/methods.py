@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import MissingFactor, Unsupported, listed
@@ -15,6 +15,10 @@ from wiseft_core.families import Change, Family
 from wiseft_core.layouts import LAYOUTS, Layout, Shape, fit, sizes_of
 from wiseft_core.naming.peft import SUFFIXES, Suffix, suffix_of
 from wiseft_core.sites import Site
+from wiseft_core.types import TensorSpec
+
+CARRIED: Final = frozenset({"value", "rows"})
+"""The roles of what comes with every method: whole tensors, and token rows."""
 
 
 def suffixes(families: Mapping[str, Family], config: AdapterConfig | None) -> tuple[Suffix, ...]:
@@ -102,6 +106,26 @@ def fits(forms: Mapping[int, Change], shapes: Mapping[str, Shape], weight: Shape
             sizes |= sizes_of(layout, weight)
             if form.fits is None or form.fits(sizes):
                 found.append(Fit(at, form, layout, sizes))
+    return found
+
+
+def ranks(
+    sites: Iterable[Site], adapter: Mapping[str, TensorSpec], families: Mapping[str, Family]
+) -> dict[str, int | None]:
+    """The modules with factors of a method, each with its rank where these have such an axis."""
+    found: dict[str, int | None] = {}
+    for site in sites:
+        factors = {role.removeprefix("embedding_"): key for role, key in site.factors.items() if role not in CARRIED}
+        own = [record for record in families.values() if record.peft == (site.method or "LORA")]
+        forms = [
+            form for record in own for form in record.forms(site.parameter) if factors.keys() <= form.factors.keys()
+        ]
+        if not factors or not forms:
+            continue
+        axes = min(forms, key=lambda form: len(form.factors)).factors
+        sizes = [dict(zip(axes[role].split(), adapter[key].shape, strict=False)) for role, key in factors.items()]
+        rank = next((size["rank"] for size in sizes if "rank" in size), None)
+        found[site.module] = found.get(site.module) if rank is None else rank
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -22,17 +21,15 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
-from wiseft_core.methods import suffixes
+from wiseft_core.layouts import OF_WEIGHT, Shape
+from wiseft_core.methods import family_of, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
 from wiseft_core.sites import Site, collect
-from wiseft_core.sources import Adapter, BaseLike, Source, as_source, as_tuned
+from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
 from wiseft_core.types import Alpha, TensorSpec
-
-ADDED: Final = frozenset({"A", "B", "embedding_A", "embedding_B", "bias"})
-"""The roles of what is added to a weight whatever its values: alpha times that needs no base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +70,8 @@ def rescale(
         adapter: As for `interpolate`, but not a full checkpoint.
         alpha: As for `interpolate`. Without a base, tensors are called as the adapter calls them: "module.weight".
         config: As for `interpolate`.
-        base: As for `interpolate`. None is enough for LoRA without DoRA, trained biases, whole tensors or token rows;
-            names and shapes are then not checked against it.
+        base: As for `interpolate`. None is enough where the factors alone say what is added, and to a weight of which
+            shape: LoRA, LoHa, AdaLoRA, VeRA; names and shapes are then not checked against it.
         base_config: As for `interpolate`.
         extrapolate: Allow alpha outside [0, 1].
         output_dtype: Dtype of everything that is computed; None: see above.
@@ -103,7 +100,7 @@ def rescale(
     spelling = suffixes(families, tuned.config)
     parsed = parse_keys(tuned.source.specs, suffixes=spelling)
     if source is None:
-        source = _implied(tuned.source, parsed)
+        source = _implied(tuned, parsed, families)
         base_config = {"model_type": ""}  # whichever way round a square weight is, its factors are the same
     bound = bound_of(
         source,
@@ -152,40 +149,48 @@ class _Implied:
         return self.adapter.read(self.keys[name], start, stop)
 
 
-def _implied(adapter: Source, parsed: Mapping[str, PeftKey]) -> Source:
+def _implied(tuned: Tuned, parsed: Mapping[str, PeftKey], families: Mapping[str, Family]) -> Source:
     """The base as its adapter implies it.
 
     Raises:
         ConfigError: A tensor of the adapter means nothing without a base.
     """
-    sites, specs = collect(parsed), adapter.specs
-    low = [site for site in sites if _is_added(site)]
+    sites, specs = collect(parsed), tuned.source.specs
+    shapes = {site.target: _implied_shape(site, tuned, families) for site in sites}
     values = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
     same = {name: key for name, key in values.items() if not specs[key].is_float}
-    needy = [site.target for site in sites if not _is_added(site) and site.target not in same]
+    needy = [name for name, shape in shapes.items() if shape is None and name not in same]
     if needy:
         raise ConfigError(
             f"{listed(needy, most=10)} — {len(needy)} tensor(s) cannot be rescaled without the base",
-            expected="the base: a DoRA needs its norms, and a trained tensor or row is interpolated with its own",
+            expected="the base: the change depends on it, or its factors do not tell the shape of the weight",
             got="no base",
             hint="give it: base=, or --base on the command line",
         )
-    shapes = {site.target: _implied_spec(site, specs) for site in low}
-    return _Implied(shapes | {name: specs[key] for name, key in same.items()}, adapter, same)
+    told = {name: TensorSpec("F32", shape) for name, shape in shapes.items() if shape is not None}
+    return _Implied(told | {name: specs[key] for name, key in same.items()}, tuned.source, same)
 
 
-def _is_added(site: Site) -> bool:
-    """Whether a site adds what its factors alone give, to a weight of a shape that they alone tell."""
-    return not site.method and ADDED.issuperset(site.factors)
+def _implied_shape(site: Site, tuned: Tuned, families: Mapping[str, Family]) -> Shape | None:
+    """The shape of a weight that a site's factors would fit.
 
-
-def _implied_spec(site: Site, adapter: Mapping[str, TensorSpec]) -> TensorSpec:
-    """The weight that a site's factors would fit."""
-    shapes = {role.removeprefix("embedding_"): adapter[key].shape for role, key in site.factors.items()}
-    if "bias" in shapes:
-        return TensorSpec("F32", shapes["bias"])
-    out, across = shapes.get("B", ())[:1], shapes.get("A", ())[1:]
-    return TensorSpec("F32", across + out if "embedding_A" in site.factors else out + across)
+    None where they do not tell it, and where no factor times alpha is the interpolated change whatever the weight.
+    """
+    factors = {role.removeprefix("embedding_"): key for role, key in site.factors.items()}
+    record = families.get(family_of(site, factors.keys(), tuned.config, families))
+    forms = [form for form in record.forms(site.parameter) if factors.keys() <= form.factors.keys()] if record else []
+    complete = [form for form in forms if factors.keys() == form.factors.keys()]
+    for form in [form for form in complete if form.linear is not None] if complete else forms:
+        sizes: dict[str, Shape] = {}
+        axes = [(axis, at, role) for role in factors for at, axis in enumerate(form.factors[role].split())]
+        for axis, at, role in sorted(axes, key=lambda one: one[0].endswith("+")):  # what is cut says least
+            shape = tuned.source.specs[factors[role]].shape
+            sizes.setdefault(axis.rstrip("+"), shape[at:] if axis == "in" else shape[at : at + 1])
+        told = [size for axis in OF_WEIGHT for size in sizes.get(axis, ())]
+        is_told = {"out", "in"} <= sizes.keys() or {"out", "channel"} <= sizes.keys() or form.layouts == ("whole",)
+        if is_told or not complete:  # binding says what is missing
+            return tuple(reversed(told) if "embedding_A" in site.factors else told)
+    return None
 
 
 def _refuse_checkpoint() -> None:

@@ -17,6 +17,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import AmbiguousName, Unsupported, listed
 from wiseft_core.layouts import EMBEDDING, TRANSPOSED, Layout
 from wiseft_core.lowrank import Pair
+from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import PeftKey, format_key, parse_key
 from wiseft_core.naming.prefix import undone
 from wiseft_core.naming.targets import exceptions, modules_of, targets
@@ -124,12 +125,14 @@ def _spelled(view: StateDict) -> dict[str, str]:
             hint="combine them into a checkpoint, without making an adapter of them",
         )
     (rule,) = rules
+    known = {family: suffixes({family: record}, None) for family, record in view.bound.families.items()}
     seen = {
-        _module(name): parse_key(key).module
+        _module(name): said.module
         for part in parts
         for name, bound in part.plan.bindings.items()
         for step in bound.steps
         for key in step.factors.values()
+        if not (said := parse_key(key, known[step.family])).shared
     }
     names = {name: name if name in view.plan.new else undone(rule, name) for name in view.plan.outputs}
     for name in view.plan.outputs:

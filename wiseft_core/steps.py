@@ -63,7 +63,8 @@ class StepSpec:
         """The step as JSON sees it."""
         shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
         others = {"beside": dict(self.beside)} if self.beside else {}
-        return {**shown, "rank": self.rank, "factors": dict(self.factors), **others}
+        shown |= {"options": dict(self.hyper.options), "rank": self.rank}
+        return {**shown, "factors": dict(self.factors), **others}
 
 
 @dataclass(frozen=True, slots=True)

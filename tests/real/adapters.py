@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -55,7 +55,13 @@ SENTENCES = [sentence for pair in PAIRS for sentence in pair]
 BATCH = 4
 
 
-def train_minilm(base: Path, adapter: Path, config: Mapping[str, object]) -> None:
+def train_minilm(
+    base: Path,
+    adapter: Path,
+    config: Mapping[str, object],
+    kind: type[PeftConfig] = LoraConfig,
+    steps: int = STEPS["minilm"],
+) -> None:
     """Pull the mean vectors of paraphrases together, away from the other pairs of the batch; save the adapter."""
     tokenizer = AutoTokenizer.from_pretrained(base)
 
@@ -70,7 +76,7 @@ def train_minilm(base: Path, adapter: Path, config: Mapping[str, object]) -> Non
         left, right = (embed(model, list(side)) for side in zip(*pairs, strict=True))
         return nn.functional.cross_entropy(20 * left @ right.T, torch.arange(BATCH))
 
-    train(partial(AutoModel.from_pretrained, base), config, loss, STEPS["minilm"], adapter)
+    train(partial(AutoModel.from_pretrained, base), config, loss, steps, adapter, kind=kind)
 
 
 def train_smollm2(base: Path, adapter: Path, config: Mapping[str, object]) -> None:
@@ -93,11 +99,12 @@ def train(
     steps: int,
     adapter: Path,
     rate: Callable[[int], float] = lambda step: 5e-3,
+    kind: type[PeftConfig] = LoraConfig,
 ) -> None:
     """Steps of AdamW on what PEFT makes trainable, from a fixed seed; the caller's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        model = get_peft_model(start(), LoraConfig(**config)).train()
+        model = get_peft_model(start(), kind(**config)).train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = rate(step)

@@ -5,18 +5,23 @@ What would be refused is shown as a refusal, beside everything else that can be 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wiseft_core.cli.output import fields, plural, size, table, tally
 from wiseft_core.config import AdapterConfig
+from wiseft_core.config_fields import plain
 from wiseft_core.errors import ConfigError, Unsupported, WiseftError, listed
+from wiseft_core.families import FAMILIES
+from wiseft_core.methods import CARRIED, family_of, ranks, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys
 from wiseft_core.schedules import canonical
+from wiseft_core.sites import Site, collect
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, open_adapter
 from wiseft_core.store.checkpoint import open_checkpoint
 from wiseft_core.store.strict_json import as_mapping, read_json
@@ -33,7 +38,9 @@ class Inspection:
     Attributes:
         path: Its folder.
         method: The method's name, or what the config calls a method that is not supported.
-        ranks: How many modules have each rank.
+        options: What else the config says that the method's formula reads, by PEFT's names; not for LoRA.
+        factors: How many factors of each role there are.
+        ranks: How many modules have each rank, where the method has one.
         scales: How many modules have each effective scale, as decimals.
         formula: Where the scale comes from.
         targets: How many modules each name has, layer numbers written as *.
@@ -47,6 +54,8 @@ class Inspection:
 
     path: str
     method: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    factors: Mapping[str, int] = field(default_factory=dict)
     ranks: Mapping[int, int] = field(default_factory=dict)
     scales: Mapping[str, int] = field(default_factory=dict)
     formula: str = ""
@@ -60,7 +69,7 @@ class Inspection:
 
     @property
     def modules(self) -> int:
-        """Modules with low-rank factors."""
+        """Modules with factors."""
         return sum(self.targets.values())
 
     @property
@@ -74,7 +83,9 @@ class Inspection:
             "format": "wiseft-inspect/1",
             "path": self.path,
             "method": self.method,
+            "options": dict(self.options),
             "modules": self.modules,
+            "factors": dict(self.factors),
             "ranks": {str(rank): count for rank, count in self.ranks.items()},
             "scales": dict(self.scales),
             "scale_formula": self.formula,
@@ -92,9 +103,11 @@ class Inspection:
         values = {
             "adapter": self.path,
             "method": self.method,
-            "modules": plural(self.modules, "module") + " with low-rank factors" if self.modules else "",
+            "options": ", ".join(f"{name} {json.dumps(value)}" for name, value in self.options.items()),
+            "modules": plural(self.modules, "module") + " with factors" if self.modules else "",
+            "factors": tally(self.factors),
             "ranks": tally(self.ranks),
-            "scales": f"{tally(self.scales)}  ({self.formula})" if self.scales else "",
+            "scales": f"{tally(self.scales)}  ({self.formula})" if self.formula and self.scales else tally(self.scales),
             "besides": ", ".join(f"{count} {kind}" for kind, count in self.others.items()),
             "whole": listed(self.saved, most=10),
             "tensors": f"{tally(self.dtypes)}, {size(self.bytes)}",
@@ -127,18 +140,22 @@ def inspect_adapter(path: Path) -> Inspection:
             raise
         refusals.append(refusal)
     said = as_mapping(read_json(folder / CONFIG_FILE), f"{folder / CONFIG_FILE}")
+    kind = str(said.get("peft_type") or "LORA")
     specs = open_checkpoint(folder / WEIGHTS_FILE).specs
-    parsed = _parsed(specs, refusals)
-    ranks = _ranks(parsed, specs)
+    parsed, sites = _parsed(specs, kind, refusals)
+    found = ranks(sites, specs, FAMILIES)
+    families = _families(sites, config, refusals)
     base_model = said.get("base_model_name_or_path")
     return Inspection(
         path=str(folder),
-        method=_method(said, parsed),
-        ranks=Counter(ranks.values()),
-        scales=_scales(ranks, config, refusals),
-        formula="lora_alpha / sqrt(r)" if config is not None and config.use_rslora else "lora_alpha / r",
-        targets=Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", module) for module in ranks),
-        others=Counter(KINDS[part.role] for part in parsed.values() if part.role in KINDS),
+        method=_method(kind, said, parsed, families),
+        options={} if kind == "LORA" or config is None else _options(kind, config),
+        factors=Counter(part.role for part in parsed.values() if part.role not in (*CARRIED, "ignored")),
+        ranks=Counter(rank for rank in found.values() if rank is not None),
+        scales=_scales(found, families, config, refusals),
+        formula=_formula(kind, config),
+        targets=Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", module) for module in found),
+        others=Counter(KINDS[part.role] for part in parsed.values() if part.role in KINDS and not part.method),
         saved=tuple(sorted({part.module for part in parsed.values() if part.role == "value"})),
         dtypes=Counter(spec.dtype for spec in specs.values()),
         bytes=sum(spec.nbytes for spec in specs.values()),
@@ -147,49 +164,85 @@ def inspect_adapter(path: Path) -> Inspection:
     )
 
 
-def _parsed(specs: Mapping[str, TensorSpec], refusals: list[WiseftError]) -> Mapping[str, PeftKey]:
-    """What the keys say; nothing if they contradict each other."""
+def _parsed(
+    specs: Mapping[str, TensorSpec], kind: str, refusals: list[WiseftError]
+) -> tuple[Mapping[str, PeftKey], tuple[Site, ...]]:
+    """What the keys say, and the parameters that they speak of; nothing if they contradict each other."""
     try:
-        return parse_keys(specs)
+        parsed = parse_keys(specs, suffixes=suffixes(FAMILIES, AdapterConfig(peft_type=kind)))
+        return parsed, collect(parsed)
     except WiseftError as refusal:
         refusals.append(refusal)
-        return {}
+        return {}, ()
 
 
-def _ranks(parsed: Mapping[str, PeftKey], specs: Mapping[str, TensorSpec]) -> dict[str, int]:
-    """Rank of each module with low-rank factors."""
-    first = {part.module: key for key, part in parsed.items() if part.role in ("A", "embedding_A")}
-    return {module: specs[key].shape[0] for module, key in first.items() if specs[key].shape}
+def _families(sites: Iterable[Site], config: AdapterConfig | None, refusals: list[WiseftError]) -> dict[str, str]:
+    """The family of each module whose weight has factors, as far as it can be told."""
+    found: dict[str, str] = {}
+    for site in sites:
+        roles = {role.removeprefix("embedding_") for role in site.factors.keys() - CARRIED}
+        if roles and site.parameter == "weight":
+            try:
+                found[site.module] = family_of(site, roles, config, FAMILIES)
+            except WiseftError as refusal:
+                refusals.append(refusal)
+    return found
 
 
-def _scales(ranks: Mapping[str, int], config: AdapterConfig | None, refusals: list[WiseftError]) -> Mapping[str, int]:
-    """How many modules have each effective scale, as decimals."""
+def _scales(
+    sizes: Mapping[str, int | None],
+    families: Mapping[str, str],
+    config: AdapterConfig | None,
+    refusals: list[WiseftError],
+) -> Mapping[str, int]:
+    """How many modules have each effective scale, as decimals; none where the method has no scale."""
     found: Counter[str] = Counter()
     problems: list[WiseftError] = []
     if config is None:
         return found
     try:
-        config.check_work(ranks)
+        config.check_work(sizes)
     except WiseftError as problem:
         refusals.append(problem)
         return found
-    for module, rank in ranks.items():
+    for module, family in families.items():
         try:
-            found[canonical(config.scale(module, rank))] += 1
+            record = FAMILIES[family]
+            options = config.options_at(module, record.options, sizes.get(module))
+            if record.scale is not None:
+                found[canonical(record.scale(options))] += 1
         except WiseftError as problem:
             problems.append(problem)
     refusals += problems
     return found
 
 
-def _method(said: Mapping[str, object], parsed: Mapping[str, PeftKey]) -> str:
+def _formula(kind: str, config: AdapterConfig | None) -> str:
+    """Where the scale of a LoRA comes from."""
+    if kind != "LORA":
+        return ""
+    return "lora_alpha / sqrt(r)" if config is not None and config.use_rslora else "lora_alpha / r"
+
+
+def _options(kind: str, config: AdapterConfig) -> dict[str, object]:
+    """What the config says, or leaves at PEFT's default, of what the formulas of a method read."""
+    found: dict[str, object] = {}
+    for record in FAMILIES.values():
+        for name, option in record.options.items() if record.peft == kind else ():
+            said = config.said(name)
+            fixed = isinstance(option.kind, tuple) and len(option.kind) == 1
+            found |= {} if fixed else {name: plain(option.default if said is None else said)}
+            pattern = config.said(option.pattern) if option.pattern is not None else None
+            found |= {str(option.pattern): plain(pattern)} if pattern else {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _method(kind: str, said: Mapping[str, object], parsed: Mapping[str, PeftKey], families: Mapping[str, str]) -> str:
     """The field's word for what was trained."""
-    roles = {part.role for part in parsed.values()}
-    kind = said.get("peft_type", "LORA")
     if kind not in ("LORA", "TRAINABLE_TOKENS"):
-        return str(kind)
-    low_rank = bool(roles & {"A", "embedding_A"})
-    plain = "rsLoRA" if said.get("use_rslora") is True else "LoRA"
-    names = [("DoRA" if plain == "LoRA" else "DoRA with rsLoRA's scale") if "magnitude" in roles else plain]
-    names = names if low_rank else []
-    return " + ".join([*names, *(KINDS[role] for role in KINDS if role in roles)]) or str(kind)
+        return kind
+    roles = {part.role for part in parsed.values()}
+    rooted = said.get("use_rslora") is True
+    words = {"lora": "rsLoRA" if rooted else "LoRA", "dora": "DoRA with rsLoRA's scale" if rooted else "DoRA"}
+    names = [words.get(family, family) for family in sorted(set(families.values()))]
+    return " + ".join([*names, *(KINDS[role] for role in KINDS if role in roles)]) or kind

@@ -74,7 +74,8 @@ class Change(NamedTuple):
             interpolated value is W + (alpha·s)·D, computed without forming the tuned weight.
         tuned: `tuned(weight, factors, hyper, total)` gives the tuned value, where it is not of that form.
         measure: `measure(weight, factors, hyper)`, what `tuned` needs to know of whole rows: summed over the tiles
-            that share their rows, it comes back as `total`, one value per `out`. None: rows need nothing.
+            that share their rows, it comes back as `total`, one value per `out`; as None where the tile has whole rows,
+            and `tuned` measures itself. None: rows need nothing.
         whole: The functions need the whole matrix at once: it is computed once per tensor, and tiles are cut from it.
         layouts: How the weight may be stored, by names of `LAYOUTS`.
         fits: Whether sizes that each have their place belong together, e.g. blocks·size = in.
