@@ -25,7 +25,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         A (rank, in); B (out, rank); E (rank, 1). Returns (out, in).
     Exactness: W + c·D is off by at most 2^-48·(rank + 5)·(|W| + |c|·|B|·|E|·|A|).
     Closed: linear in E.
-    Source: Zhang et al. 2023, arXiv:2303.10512, eq. 3.
+    Source: Zhang et al. 2023, arXiv:2303.10512.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -51,7 +51,7 @@ ADALORA = Family(
             linear="E",
         ),
     },
-    source="Zhang et al. 2023, AdaLoRA: Adaptive Budget Allocation, arXiv:2303.10512, eq. 3; divisor: PEFT 0.21",
+    source="Zhang et al. 2023, AdaLoRA: Adaptive Budget Allocation, arXiv:2303.10512; divisor: PEFT 0.21",
     peft="ADALORA",
     keys={"lora_A": "A", "lora_B": "B", "lora_E": "E"},
     options={"lora_alpha": Option(float), "init_r": Option(int)},

@@ -27,7 +27,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         A (rank, in/blocks) and B (out, rank), or A (rank, in) and B (out, rank/blocks). Returns (out, in).
     Exactness: as for LoRA, with rank/blocks in the place of rank.
     Closed: linear in B.
-    Source: Wang et al. 2025, arXiv:2510.23346, section 3.
+    Source: Wang et al. 2025, arXiv:2510.23346.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -75,7 +75,7 @@ BDLORA = Family(
             ),
         ),
     },
-    source="Wang et al. 2025, Block-Diagonal LoRA for Eliminating Communication Overhead, arXiv:2510.23346, section 3",
+    source="Wang et al. 2025, Block-Diagonal LoRA for Eliminating Communication Overhead, arXiv:2510.23346",
     peft="LORA",
     options=LORA.options,
     scale=LORA.scale,

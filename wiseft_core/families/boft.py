@@ -26,7 +26,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         weight (out, in); R (rotations, blocks, size, size); s (out, 1), of a convolution (1, out). Returns (out, in).
     Exactness: float64 roundings of |s|·|W|·|M|; the inverse adds the condition of I + Q, which is at most 1 + ‖Q‖.
     Closed: no: (1 - alpha)·I + alpha·M is no rotation.
-    Source: Liu et al. 2023, arXiv:2311.06243, section 4; the scales and which blocks meet: PEFT 0.21.
+    Source: Liu et al. 2023, arXiv:2311.06243; the scales and which blocks meet: PEFT 0.21.
     """
     turned = weight
     for level, blocks in enumerate(rotations(factors["R"])):
@@ -76,7 +76,7 @@ BOFT = Family(
             for scales, layout in (("out 1", "linear"), ("1 out", "flat"))
         ),
     },
-    source="Liu et al. 2023, Orthogonal Finetuning via Butterfly Factorization, arXiv:2311.06243, section 4",
+    source="Liu et al. 2023, Orthogonal Finetuning via Butterfly Factorization, arXiv:2311.06243",
     peft="BOFT",
     keys={"boft_R": "R", "boft_s": "s"},
     harmless={

@@ -22,7 +22,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         kernel (bands, tiles, size), where `out` is bands·size and `in` tiles·size. Returns (out, in).
     Exactness: W + c·D is off by three float64 roundings.
     Closed: linear in kernel.
-    Source: Chen et al. 2024, arXiv:2407.19342, section 3; the division by `in`: PEFT 0.21.
+    Source: Chen et al. 2024, arXiv:2407.19342; the division by `in`: PEFT 0.21.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -50,7 +50,7 @@ C3A = Family(
             linear="kernel",
         ),
     },
-    source="Chen et al. 2024, Parameter-Efficient Fine-Tuning via Circular Convolution, arXiv:2407.19342, section 3",
+    source="Chen et al. 2024, Parameter-Efficient Fine-Tuning via Circular Convolution, arXiv:2407.19342",
     peft="C3A",
     keys={"c3a_kernel": "kernel"},
     harmless={

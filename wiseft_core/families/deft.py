@@ -28,7 +28,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Exactness: off by at most 2^-48·(out + rank + 6)·(|W| + |Q|·(|s|·|R| + |N|ᵀ·|W|)) before the interpolation; "qr"
         adds the condition of P.
     Closed: "relu", see `rescaled`; "qr" is not: its columns have norm 1.
-    Source: Kumar et al. 2025, DEFT, NeurIPS 2025; Chen et al. 2024, PaRa, arXiv:2406.05641, for the form without R.
+    Source: Kumar et al. 2025, DEFT, NeurIPS 2025; PaRa for the form without R.
     """
     import torch  # comes with arithmetic, not with a plan
 

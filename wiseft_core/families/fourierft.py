@@ -25,7 +25,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         spectrum (count). Returns (out, in).
     Exactness: W + c·D is off by at most 2^-44·(|W| + |c|·the sum of |spectrum| / (out·in)).
     Closed: linear in spectrum.
-    Source: Gao et al. 2024, arXiv:2405.03003, eq. 2 to 4.
+    Source: Gao et al. 2024, arXiv:2405.03003.
     """
     import torch  # comes with arithmetic, not with a plan
 

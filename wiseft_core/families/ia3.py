@@ -26,7 +26,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         (out, in).
     Exactness: one float64 rounding before the interpolation.
     Closed: see `rescaled`.
-    Source: Liu et al. 2022, arXiv:2205.05638, section 3.3.
+    Source: Liu et al. 2022, arXiv:2205.05638.
     """
     vector = factors["l"]
     return weight * (vector if vector.dim() == 2 else vector.reshape(-1, 1))
@@ -42,7 +42,7 @@ def tuned_channels(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor
         Returns (out, in).
     Exactness: one float64 rounding before the interpolation.
     Closed: see `rescaled`.
-    Source: Liu et al. 2022, arXiv:2205.05638, section 3.3; PEFT 0.21 for convolutions.
+    Source: Liu et al. 2022, arXiv:2205.05638; PEFT 0.21 for convolutions.
     """
     channel = hyper.sizes["channel"]
     vector = factors["l"].reshape(-1, 1, channel, 1)
@@ -105,7 +105,7 @@ IA3 = Family(
         ),
         "bias": (_rows("out 1", "whole"), _rows("1 out 1 1", "whole"), _rows("1 out 1 1 1", "whole")),
     },
-    source="Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638, section 3.3",
+    source="Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638",
     peft="IA3",
     keys={"ia3_l": "l"},
     options={"feedforward_modules": Option(MODULES, default=False)},

@@ -27,7 +27,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Exactness: as well as the singular vectors are known: float64 roundings of W over the gap between the components
         that stay and those that go, relatively.
     Closed: no: the factors of W(alpha) would have to take only a part of the components away.
-    Source: Wang et al. 2024, arXiv:2412.06071, section 3.
+    Source: Wang et al. 2024, arXiv:2412.06071.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -50,7 +50,7 @@ KASA = Family(
             fits=lambda sizes: sizes["rank"] < min(sizes["out"], sizes["in"]),
         ),
     },
-    source="Wang et al. 2024, KaSA: Knowledge-Aware Singular-Value Adaptation, arXiv:2412.06071, section 3",
+    source="Wang et al. 2024, KaSA: Knowledge-Aware Singular-Value Adaptation, arXiv:2412.06071",
     peft="LORA",
     options={**LORA.options, "kasa_config": Option((True,))},
     scale=LORA.scale,

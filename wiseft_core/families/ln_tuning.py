@@ -24,7 +24,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         weight (out, in); trained (out, in). Returns (out, in).
     Exactness: exact, as for `full`.
     Closed: the interpolated value is such a value.
-    Source: Qi et al. 2022, arXiv:2211.08682, section 2.
+    Source: Zhao et al. 2023, arXiv:2312.11420.
     """
     return factors["trained"]
 
@@ -33,7 +33,7 @@ CHANGE = Change(factors={"trained": "out in"}, tuned=tuned, layouts=("whole",), 
 LN_TUNING = Family(
     name="ln_tuning",
     parameters={"weight": CHANGE, "bias": CHANGE},
-    source="Qi et al. 2022, Parameter-Efficient Tuning on Layer Normalization, arXiv:2211.08682, section 2",
+    source="Zhao et al. 2023, Tuning LayerNorm in Attention, arXiv:2312.11420",
     peft="LN_TUNING",
     keys={"ln_tuning_layers.weight": "trained", "ln_tuning_layers.bias": "bias trained"},
 )

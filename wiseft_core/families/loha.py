@@ -25,7 +25,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         w1_a and w2_a (out, rank); w1_b and w2_b (rank, in). Returns (out, in).
     Exactness: W + c·D is off by at most 2^-48·(2·rank + 4)·(|W| + |c|·(|w1_a||w1_b|) ∘ (|w2_a||w2_b|)).
     Closed: linear in w1_a.
-    Source: Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098, eq. 3.
+    Source: Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -42,7 +42,7 @@ def delta_of_core(factors: Factors, hyper: Hyper) -> Tensor:
         Returns (out, in), where `in` is (channel, k0, k1).
     Exactness: As for `delta`, with 4·rank in the place of 2·rank.
     Closed: linear in w1_a.
-    Source: Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098, proposition 3.
+    Source: Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098.
     """
     first, second = (tucker(factors[f"t{x}"], factors[f"w{x}_a"], factors[f"w{x}_b"]) for x in "12")
     return first.mul_(second)
@@ -97,7 +97,7 @@ LOHA = Family(
             ),
         ),
     },
-    source="Hyeon-Woo et al. 2021, FedPara: Low-Rank Hadamard Product, arXiv:2108.06098, eq. 3; LyCORIS's LoHa",
+    source="Hyeon-Woo et al. 2021, FedPara: Low-Rank Hadamard Product, arXiv:2108.06098; LyCORIS's LoHa",
     peft="LOHA",
     keys={f"hada_{role}": role for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     options={"alpha": Option(float, pattern="alpha_pattern"), "r": Option(int, pattern="rank_pattern")},

@@ -31,7 +31,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
     Exactness: W + c·D is off by at most 2^-48·(3·rank + 4)·(|W| + |c|·|w1| ⊗ |w2|), with the products'
         absolute terms in |w1| and |w2|.
     Closed: linear in w1, or in w1_a.
-    Source: Edalati et al. 2022, KronA, arXiv:2212.10650, eq. 4; Yeh et al. 2023, LyCORIS, arXiv:2309.14859, section 3.
+    Source: Edalati et al. 2022, KronA, arXiv:2212.10650; Yeh et al. 2023, LyCORIS, arXiv:2309.14859.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -92,7 +92,7 @@ LOKR = Family(
             for (linear, first), (second, layouts, formula) in pairs(FIRST.items(), SECOND)
         ),
     },
-    source="Yeh et al. 2023, LyCORIS, arXiv:2309.14859, section 3; Edalati et al. 2022, KronA, arXiv:2212.10650",
+    source="Yeh et al. 2023, LyCORIS, arXiv:2309.14859; Edalati et al. 2022, KronA, arXiv:2212.10650",
     peft="LOKR",
     keys={f"lokr_{role}": role for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
     options={"alpha": Option(float, pattern="alpha_pattern"), "r": Option(int, pattern="rank_pattern")},

@@ -31,7 +31,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         weight (out, in); R (blocks, pairs), the elements above the diagonal of each Q, row by row. Returns (out, in).
     Exactness: float64 roundings of |W|·|R|; the inverse adds the condition of I + Q, which is at most 1 + ‖Q‖.
     Closed: no: (1 - alpha)·I + alpha·R is no rotation.
-    Source: Qiu et al. 2023, arXiv:2306.07280, eq. 3; Qiu et al. 2025, arXiv:2506.19847, section 3.3, for the series.
+    Source: Qiu et al. 2023, arXiv:2306.07280; Qiu et al. 2025, arXiv:2506.19847, for the series.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -127,7 +127,7 @@ OFT = Family(
             *_forms("out", ("embedding",), tuned_embedding),
         ),
     },
-    source="Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, arXiv:2306.07280, eq. 3",
+    source="Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, arXiv:2306.07280",
     peft="OFT",
     keys={"oft_R.weight": "R", "oft_embedding_R.weight": "embedding_R"},
     options={

@@ -27,7 +27,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Exactness: as well as the singular vectors are known: float64 roundings of W over the gap between S_r and S_r+1,
         relatively. LAPACK's last bits depend on the number of threads, and so may one in a million of float32's.
     Closed: no: the factors of W(alpha) would have to take only a part of the components away.
-    Source: Meng et al. 2024, arXiv:2404.02948, eq. 2 to 4.
+    Source: Meng et al. 2024, arXiv:2404.02948.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -42,7 +42,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
 PISSA = Family(
     name="pissa",
     parameters={"weight": Change(factors={"A": "rank in", "B": "out rank"}, tuned=tuned, whole=True)},
-    source="Meng et al. 2024, PiSSA, arXiv:2404.02948, eq. 2 to 4",
+    source="Meng et al. 2024, PiSSA, arXiv:2404.02948",
     peft="LORA",
     options=LORA.options,
     scale=LORA.scale,

@@ -115,7 +115,7 @@ def _fits(sizes: Sizes) -> bool:
 PSOFT = Family(
     name="psoft",
     parameters={"weight": tuple(_form(vectors, turns=turns) for turns in (True, False) for vectors in VECTORS)},
-    source="PSOFT: Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation, openreview.net FSHrinMArK",
+    source="PSOFT: Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation, arXiv:2505.11235",
     peft="PSOFT",
     keys={"psoft_R.weight": "C", "psoft_R.vector_a": "a", "psoft_R.vector_b": "b"},
     options={

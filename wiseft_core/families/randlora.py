@@ -28,7 +28,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         as the paper has it, in training and merging alike.
     Exactness: W + c·D is off by at most 2^-48·(rank·bases + 6)·(|W| + |c|·|B|·|A'|).
     Closed: linear in lambda.
-    Source: Albert et al. 2025, arXiv:2502.00987, section 3; PEFT 0.21 for the order of the axes.
+    Source: Albert et al. 2025, arXiv:2502.00987; PEFT 0.21 for the order of the axes.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -61,7 +61,7 @@ def _form(least: str, most: str) -> Change:
 RANDLORA = Family(
     name="randlora",
     parameters={"weight": (_form("in", "out"), _form("out", "in"))},
-    source="Albert et al. 2025, RandLoRA: Full-Rank Parameter-Efficient Fine-Tuning, arXiv:2502.00987, section 3",
+    source="Albert et al. 2025, RandLoRA: Full-Rank Parameter-Efficient Fine-Tuning, arXiv:2502.00987",
     peft="RANDLORA",
     keys={
         "base_model.randlora_A": "A",

@@ -32,7 +32,7 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
         ShapeMismatch: The outputs do not make whole groups of an even size.
     Exactness: off by at most 2^-48·(|c|·|W| + |d|·|J·W|) before the interpolation.
     Closed: see `rescaled`.
-    Source: Liao et al. 2024, arXiv:2409.00119, eq. 4.
+    Source: Liao et al. 2024, arXiv:2409.00119.
     """
     import torch  # comes with arithmetic, not with a plan
 
@@ -89,7 +89,7 @@ ROAD = Family(
         "weight": tuple(_form(variant, "linear") for variant in ANGLES),
         "bias": tuple(_form(variant, "whole") for variant in ANGLES),
     },
-    source="Liao et al. 2024, 3-in-1: 2D Rotary Adaptation, arXiv:2409.00119, eq. 4",
+    source="Liao et al. 2024, 3-in-1: 2D Rotary Adaptation, arXiv:2409.00119",
     peft="ROAD",
     keys={"road_theta": "theta", "road_alpha": "alpha"},
     options={"variant": Option(tuple(ANGLES)), "group_size": Option(int)},

@@ -27,7 +27,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         ShapeMismatch: A place lies outside the weight.
     Exactness: W + c·D is off by two float64 roundings.
     Closed: linear in values.
-    Source: Bhardwaj et al. 2024, arXiv:2406.13175, section 3.
+    Source: Bhardwaj et al. 2024, arXiv:2406.13175.
     """
     out, size = hyper.sizes["out"], hyper.sizes["in"]
     rows, columns = factors["indices"]
@@ -54,7 +54,7 @@ SHIRA = Family(
             linear="values",
         ),
     },
-    source="Bhardwaj et al. 2024, Sparse High Rank Adapters, arXiv:2406.13175, section 3",
+    source="Bhardwaj et al. 2024, Sparse High Rank Adapters, arXiv:2406.13175",
     peft="SHIRA",
     keys={"shira_weight": "values", "shira_indices": "indices"},
     harmless={

@@ -28,7 +28,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         ShapeMismatch: Theta is not as long as the config says, or an index lies outside of it.
     Exactness: W + c·D is off by at most 2^-48·(rank + 6)·(|W| + |c|·|B||A|).
     Closed: linear in scales_B; theta belongs to all modules.
-    Source: Li et al. 2025, arXiv:2506.00799, section 3.
+    Source: Li et al. 2025, arXiv:2506.00799.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -72,7 +72,7 @@ UNILORA = Family(
             linear="scales_B",
         ),
     },
-    source="Li et al. 2025, Uni-LoRA: One Vector Is All You Need, arXiv:2506.00799, section 3",
+    source="Li et al. 2025, Uni-LoRA: One Vector Is All You Need, arXiv:2506.00799",
     peft="UNILORA",
     keys={
         **{f"unilora_{role}": role for role in ("indices_A", "scales_A", "indices_B", "scales_B")},

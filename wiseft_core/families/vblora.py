@@ -31,7 +31,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
     Exactness: W + c·D is off by at most 2^-48·(rank + 2·topk + 8)·(|W| + |c|·|B|·|A|). Logits that tie for the last
         place fall as torch's topk on the processor has it, like PEFT's.
     Closed: no: the difference is quadratic in the bank, which all modules share, and the weights are a softmax.
-    Source: Li et al. 2024, arXiv:2405.15179, eq. 2 and 3.
+    Source: Li et al. 2024, arXiv:2405.15179.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 

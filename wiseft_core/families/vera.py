@@ -26,7 +26,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         A (rank, in); B (out, rank); lambda_d (rank); lambda_b (out). Returns (out, in).
     Exactness: W + c·D is off by at most 2^-48·(rank + 6)·(|W| + |c|·|lambda_b|·|B|·|lambda_d|·|A|).
     Closed: linear in lambda_b.
-    Source: Kopiczko et al. 2023, arXiv:2310.11454, eq. 2.
+    Source: Kopiczko et al. 2023, arXiv:2310.11454.
     """
     from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
 
@@ -42,7 +42,7 @@ VERA = Family(
             linear="lambda_b",
         ),
     },
-    source="Kopiczko et al. 2023, VeRA: Vector-based Random Matrix Adaptation, arXiv:2310.11454, eq. 2",
+    source="Kopiczko et al. 2023, VeRA: Vector-based Random Matrix Adaptation, arXiv:2310.11454",
     peft="VERA",
     keys={
         "base_model.vera_A": "A",

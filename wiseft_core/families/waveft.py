@@ -31,7 +31,7 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
         its middle, and D is cut. Returns (out, in).
     Exactness: W + c·D is off by at most 2^-44·taps²·(|W| + |c|·the largest of the spectrum).
     Closed: linear in spectrum.
-    Source: Bilican et al. 2025, arXiv:2505.12532, section 3; the bands' order: PEFT 0.21.
+    Source: Bilican et al. 2025, arXiv:2505.12532; the bands' order: PEFT 0.21.
     """
     spectrum, out, size = factors["spectrum"], hyper.sizes["out"], hyper.sizes["in"]
     places = first_places(out * size, len(spectrum), hyper.options["random_loc_seed"]).to(spectrum.device)
@@ -82,7 +82,7 @@ WAVEFT = Family(
             linear="spectrum",
         ),
     },
-    source="Bilican et al. 2025, Exploring Sparsity for Fine Tuning Using Wavelets, arXiv:2505.12532, section 3",
+    source="Bilican et al. 2025, Exploring Sparsity for Fine Tuning Using Wavelets, arXiv:2505.12532",
     peft="WAVEFT",
     keys={"waveft_spectrum": "spectrum"},
     options={
