@@ -151,7 +151,7 @@ def beside(
                 f"{name} — its change depends on {other}",
                 expected=f"a base tensor {other}",
                 got="none of that name",
-                hint="is this the base that the adapter was trained on?",
+                hint="give the base that the adapter was trained on",
             )
         if other in replaced:
             raise Unsupported(
