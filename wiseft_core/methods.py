@@ -117,9 +117,7 @@ def ranks(
     for site in sites:
         factors = {role.removeprefix("embedding_"): key for role, key in site.factors.items() if role not in CARRIED}
         own = [record for record in families.values() if record.peft == (site.method or "LORA")]
-        forms = [
-            form for record in own for form in record.forms(site.parameter) if factors.keys() <= form.factors.keys()
-        ]
+        forms = [form for record in own for form in record.forms(site.parameter) if factors.keys() <= form.own]
         if not factors or not forms:
             continue
         axes = min(forms, key=lambda form: len(form.factors)).factors

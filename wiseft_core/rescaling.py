@@ -178,8 +178,8 @@ def _implied_shape(site: Site, tuned: Tuned, families: Mapping[str, Family]) -> 
     """
     factors = {role.removeprefix("embedding_"): key for role, key in site.factors.items()}
     record = families.get(family_of(site, factors.keys(), tuned.config, families))
-    forms = [form for form in record.forms(site.parameter) if factors.keys() <= form.factors.keys()] if record else []
-    complete = [form for form in forms if factors.keys() == form.factors.keys()]
+    forms = [form for form in record.forms(site.parameter) if factors.keys() <= form.own] if record else []
+    complete = [form for form in forms if factors.keys() == form.own]
     for form in [form for form in complete if form.linear is not None and not form.beside] if complete else forms:
         sizes: dict[str, Shape] = {}
         axes = [(axis, at, role) for role in factors for at, axis in enumerate(form.factors[role].split())]

@@ -84,7 +84,8 @@ def row(family: Family, error: str) -> list[str]:
         "yes" if any(form.tuned is not None and form.value is None for _, form in changes) else "no",
         "yes" if closed == {True} else "no" if closed == {False} else "in part",
         error,
-        ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers(family)) or "PEFT",
+        ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers(family))
+        or family.source.partition(",")[0],
     ]
 
 
