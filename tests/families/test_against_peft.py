@@ -17,8 +17,10 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any, NamedTuple
 
+import jsonschema
 import numpy as np
 import peft
 import pytest
@@ -28,7 +30,7 @@ from families import cases_base_dependent, cases_low_rank, cases_projections
 from safetensors.torch import load_file
 from toys import gpt2, toy
 
-from wiseft_core import errors, interpolate, rescale, save_adapter
+from wiseft_core import errors, interpolate, plan, rescale, save_adapter
 from wiseft_core.families import FAMILIES
 
 
@@ -229,6 +231,16 @@ def test_adapters_in_memory_give_the_same_bits(trained, name):
     other = interpolate(one.base, given, 0.7, config=config, base_config=one.base_config)
     assert set(other.touched) == set(view.touched)
     assert all(same_bits(other[key], view[key]) for key in one.base)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plan_fits_its_schema(trained, name):
+    """What `plan --json` says of any method validates, and accounts for every tensor of the adapter."""
+    one = trained(name)
+    seen = plan(one.base, one.folder, base_config=one.base_config)
+    schema = json.loads((files("wiseft_core") / "schemas" / "plan.schema.json").read_text())
+    jsonschema.validate(json.loads(json.dumps(seen.as_dict())), schema)
+    assert seen.consumed().keys() == load_file(one.folder / "adapter_model.safetensors").keys()
 
 
 @pytest.mark.parametrize("name", CASES)
