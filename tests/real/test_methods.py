@@ -57,6 +57,12 @@ METHODS = {
     ),
     "shira": Method(peft.ShiraConfig, {"target_modules": TARGETS, "r": 4}),
     "ln_tuning": Method(peft.LNTuningConfig, {"target_modules": ["LayerNorm"]}),
+    "hra": Method(peft.HRAConfig, {"target_modules": ["query", "value"], "r": 8}, units=28),
+    "miss": Method(peft.MissConfig, {"target_modules": ["query", "value"], "r": 16}),
+    "randlora": Method(peft.RandLoraConfig, {"target_modules": ["query", "value"], "r": 16}, units=18),
+    "delora": Method(peft.DeloraConfig, {"target_modules": ["query", "value"], "r": 8}),
+    "hira": Method(peft.HiraConfig, {"target_modules": ["query", "value"], "r": 8}),
+    "c3a": Method(peft.C3AConfig, {"target_modules": ["query", "value"], "block_size": 64}),
 }
 
 
