@@ -18,11 +18,11 @@ from wiseft_core.config_completion import completed
 from wiseft_core.config_fields import plain
 from wiseft_core.errors import ConfigError, ConfigNeeded
 from wiseft_core.families import FAMILIES, Family
+from wiseft_core.made import Made
 from wiseft_core.methods import ranks, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
 from wiseft_core.record import adapter_files, manifest_of, places, sources
 from wiseft_core.report import Report
-from wiseft_core.rescaling import Rescaled
 from wiseft_core.sites import collect
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Adapter, Source, as_source
 from wiseft_core.store.checkpoint import Checkpoint
@@ -49,10 +49,10 @@ def save_adapter(
     needs is completed from the tensors: r, target_modules, use_dora and the like.
 
     Args:
-        adapter: What `rescale` gave, or any `Adapter` with a config.
+        adapter: What `rescale` or `combine_adapters` gave, or any `Adapter` with a config.
         path: The output folder: absent or empty, and not inside an input.
         sync: Force everything to disk before publishing; without, the manifest does not claim it.
-        families: The methods to know; what `rescale` gave knows its own.
+        families: The methods to know; what a verb gave knows its own.
     Returns:
         What was written, and which files beside the adapter were left out.
     Raises:
@@ -63,12 +63,12 @@ def save_adapter(
         Locked: Another process writes to the same output.
     """
     out, files, source = Path(path), FILES, as_source(adapter.tensors)
-    families = adapter.view.bound.families if isinstance(adapter, Rescaled) else families
+    families = adapter.view.bound.families if isinstance(adapter, Made) else families
     spelling = suffixes(families, adapter.config)
     parsed = parse_keys(source.specs, suffixes=spelling)
     keys = {saved: key for key, saved in saved_keys(parsed, spelling).items()}
     config, note = _config_bytes(adapter.config, parsed, source, families)
-    origin = adapter.view if isinstance(adapter, Rescaled) else source
+    origin = adapter.view if isinstance(adapter, Made) else source
     sidecars = plan_sidecars(_folder(adapter), [], copy_code=False, taken=(WEIGHTS_FILE, CONFIG_FILE), files=files)
     inputs = [place for checkpoint in sources(origin) for place in places(checkpoint)]
     with Staging(out, files, sync=sync, inputs=inputs) as staging:
@@ -82,7 +82,7 @@ def save_adapter(
             checkpoint.check_unchanged()
         write_file(staging.folder / MANIFEST, _manifest(adapter, written, sync), files, sync)
         staging.publish()
-    plan = adapter.view.plan if isinstance(adapter, Rescaled) else None
+    plan = adapter.view.plan if isinstance(adapter, Made) else None
     return Report(
         path=str(out),
         tensors=len(keys),
@@ -96,8 +96,10 @@ def save_adapter(
 
 
 def _folder(adapter: Adapter) -> Path | None:
-    """The folder of the adapter that this one was made from, or that it is."""
-    tensors = adapter.view.bound.parts[0].adapter if isinstance(adapter, Rescaled) else adapter.tensors
+    """The folder of the adapter that this one was made from, or that it is; none for one that others were joined to."""
+    if isinstance(adapter, Made) and adapter.method:
+        return None
+    tensors = adapter.view.bound.parts[0].adapter if isinstance(adapter, Made) else adapter.tensors
     return tensors.path.parent if isinstance(tensors, Checkpoint) else None
 
 
@@ -122,9 +124,9 @@ def raw_bytes(tensor: Tensor) -> Tensor:
 
 
 def _manifest(adapter: Adapter, written: Mapping[str, tuple[int, str]], sync: bool) -> bytes:
-    """The bytes of wiseft.json; an adapter that was not rescaled has no alpha."""
-    if isinstance(adapter, Rescaled):
-        return manifest_of(adapter.view, written, FILES, synced=sync, policy=POLICY)
+    """The bytes of wiseft.json; an adapter that is saved as it was has no alpha."""
+    if isinstance(adapter, Made):
+        return manifest_of(adapter.view, written, FILES, synced=sync, policy={**POLICY, **adapter.method})
     return build_manifest(
         version=__version__,
         alpha={},

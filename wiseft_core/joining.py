@@ -25,6 +25,7 @@ from wiseft_core.families.lora import delta
 from wiseft_core.interpolation import bound_of
 from wiseft_core.layouts import CONVOLUTION, EMBEDDING, FLAT, LAYOUTS, WHOLE, Layout, matrix_shape
 from wiseft_core.lowrank import Pair
+from wiseft_core.made import Made
 from wiseft_core.numerics import is_all_finite
 from wiseft_core.sources import Adapter, BaseLike, as_source
 from wiseft_core.spelling import Factors, adapter_of
@@ -133,7 +134,8 @@ def combine_adapters(
             factors[one.name] = Factors(one.layout, stored)
             errors[one.name], norms[one.name] = lowrank.distance(exact, stored), lowrank.norm(exact)
         configs = [tune.config for tune in tuned if tune.config is not None]
-        return Joined(adapter_of(view, factors, configs), errors, norms)
+        made, said = adapter_of(view, factors, configs), {"method": method, **({"rank": str(rank)} if rank else {})}
+        return Joined(Made(made.tensors, made.config, view=view, method=said), errors, norms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,9 +113,10 @@ def paired(adapters: Sequence[Adapter | Mapping[str, Tensor]], manifest: Manifes
         ConfigError: They are not its adapters.
     """
     recorded: Sequence[Decimals] = [manifest.alpha] if isinstance(manifest.alpha, str | Mapping) else manifest.alpha
+    roles = ["adapter"] if len(recorded) == 1 else [f"adapter-{number}" for number in range(1, len(recorded) + 1)]
     left = {
-        number: [replace(entry, role="adapter") for entry in manifest.inputs if entry.role == f"adapter-{number}"]
-        for number in range(1, len(recorded) + 1)
+        number: [replace(entry, role="adapter") for entry in manifest.inputs if entry.role == role]
+        for number, role in enumerate(roles, start=1)
     }
     alphas = list[Alpha]()
     for adapter in adapters:

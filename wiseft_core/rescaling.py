@@ -7,7 +7,7 @@ closed is refused by name. Weights are walked tile by tile, the adapter's own te
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError,
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
 from wiseft_core.layouts import OF_WEIGHT, Shape
+from wiseft_core.made import Made
 from wiseft_core.methods import family_of, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
 from wiseft_core.sites import Site, collect
@@ -30,18 +31,6 @@ from wiseft_core.statedict import StateDict
 from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
 from wiseft_core.types import Alpha, TensorSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Rescaled(Adapter):
-    """What `rescale` gives: an adapter, and the interpolated weights that it stands for.
-
-    Attributes:
-        view: The interpolation of the base with the adapter that it was made from. Where no base was needed, that has
-            names and shapes alone.
-    """
-
-    view: StateDict = field(kw_only=True, repr=False, compare=False)
 
 
 def rescale(
@@ -123,7 +112,7 @@ def rescale(
         saved: changed[key] if key in changed else whole(bound.parts[0], key)
         for key, saved in saved_keys(parsed, spelling).items()
     }
-    return Rescaled(tensors, tuned.config, view=view)
+    return Made(tensors, tuned.config, view=view)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, ConfigError, Fault, Unsupported
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import interpolate
+from wiseft_core.joining import combine_adapters
 from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
 from wiseft_core.record import alpha_of, paired
@@ -136,8 +137,18 @@ def _again(
     return combine(base, list(zip(found, paired(found, manifest, FILES), strict=True)), **options)
 
 
-def _adapter_again(manifest: Manifest, adapters: Sequence[Adapter | BaseLike], **options: Any) -> Mapping[str, Tensor]:
-    """The tensors of an adapter, rescaled again; as it was where the manifest knows no alpha."""
+def _adapter_again(
+    manifest: Manifest,
+    adapters: Sequence[Adapter | BaseLike],
+    *,
+    config: AdapterConfig | Mapping[str, object] | None,
+    base: BaseLike | None,
+    **options: Any,
+) -> Mapping[str, Tensor]:
+    """The tensors of an adapter, joined or rescaled again; as it was where the manifest knows no alpha."""
+    if "method" in manifest.policy:
+        return _joined_again(manifest, adapters, base, options)
+    options |= {"config": config, "base": base}
     if len(adapters) != 1:
         raise ConfigError(
             "the adapters to verify against",
@@ -152,6 +163,31 @@ def _adapter_again(manifest: Manifest, adapters: Sequence[Adapter | BaseLike], *
     spelling = suffixes(options["families"], found.config if isinstance(found, Adapter) else None)
     parsed = parse_keys(tensors, suffixes=spelling)
     return {saved: tensors[key] for key, saved in saved_keys(parsed, spelling).items()}
+
+
+def _joined_again(
+    manifest: Manifest, adapters: Sequence[Adapter | BaseLike], base: BaseLike | None, options: Mapping[str, Any]
+) -> Mapping[str, Tensor]:
+    """The tensors of an adapter that several were joined to."""
+    if base is None:
+        raise ConfigError(
+            "base",
+            expected="the base, beside the adapters that were joined",
+            got="none",
+            hint="give it too: adapters are joined over a base",
+        )
+    found = [opened(adapter, options["families"]) for adapter in adapters]
+    rank = manifest.policy.get("rank")
+    joined = combine_adapters(
+        base,
+        list(zip(found, paired(found, manifest, FILES), strict=True)),
+        method=str(manifest.policy["method"]),
+        rank=int(rank) if isinstance(rank, str) else None,
+        base_config=options["base_config"],
+        extrapolate=options["extrapolate"],
+        families=options["families"],
+    )
+    return joined.adapter.tensors
 
 
 class _Wanted(NamedTuple):

@@ -78,7 +78,15 @@ def test_as_an_adapter(method, model, second, capsys):
     assert all(torch.equal(read[key], joined.adapter.tensors[key]) for key in read)
     assert told["errors"] == dict(joined.errors)
     assert told["norms"] == dict(joined.norms)
+    assert told["touched"] == 2
+    given = ["--base", str(model.base), "--adapter", str(second), "--adapter", str(model.adapter), "--quiet"]
+    assert main(["verify", str(model.out), *given]) == 0
     assert main(["verify", str(model.out), "--quiet"]) == 0
+    assert main(["verify", str(model.out), *given[:4], "--quiet"]) == 3  # one of the two
+    manifest = json.loads((model.out / "wiseft.json").read_text())
+    assert sorted(manifest["alpha"]) == ["0.25", "0.5"]
+    assert manifest["policy"]["method"] == method
+    capsys.readouterr()
     assert main([*args(model, *pairs, out=model.out.parent / "again"), "--as-adapter", method, *rank]) == 0
     assert "error (Frobenius)" in capsys.readouterr().out
     assert tree(model.out.parent / "again") == tree(model.out)
@@ -119,3 +127,25 @@ def test_adapters_of_different_bases_are_refused(model, second, capsys):
     said = capsys.readouterr().err
     assert "different bases" in said and "org/another" in said
     assert not model.out.exists()
+
+
+@pytest.mark.parametrize("place", ["base", "adapter"])
+def test_an_adapter_is_not_written_into_an_input(place, model, capsys):
+    """A joined adapter has inputs too: an OUT inside the base or an adapter is refused, and nothing is written."""
+    out = model.out.parent / place / "inside"
+    before = sorted(model.out.parent.rglob("*"))
+    assert main([*args(model, (model.adapter, 0.5), out=out), "--as-adapter", "cat"]) == 3
+    assert "into an input" in capsys.readouterr().err
+    assert sorted(model.out.parent.rglob("*")) == before
+
+
+def test_one_adapter_cut_verifies_and_a_changed_one_does_not(model):
+    """`verify` joins again, with the rank that the manifest has; a flipped bit of the factors is found."""
+    assert main([*args(model, (model.adapter, 1)), "--as-adapter", "svd", "--rank", "1", "--quiet"]) == 0
+    given = ["verify", str(model.out), "--base", str(model.base), "--adapter", str(model.adapter), "--quiet"]
+    assert main(given) == 0
+    file = model.out / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert main(given) == 1
