@@ -113,7 +113,7 @@ def bound_of(
         with of_adapter(number, len(tuned)):
             found = bind_sources(source, one, base_config=base_config, output_dtype=dtype, families=families)
         plans.append(found)
-    place = None if device is None else torch.device(device)
+    place = _place(device)
     check_numbers(compute_dtype, overflow)
     parts = tuple(Part(one.source, plan, one.config_bytes) for one, plan in zip(tuned, plans, strict=True))
     return Bound(source, parts, joined(plans), families, _compute(compute_dtype, place), dtype, overflow, place)
@@ -171,6 +171,25 @@ def sweep(
         families=families,
     )
     return [view, *(view.at(alpha) for alpha in wanted[1:])]
+
+
+def _place(device: torch.device | str | None) -> torch.device | None:
+    """A device that torch knows and that is there.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device {device}",
+            expected="a device that torch can compute on here",
+            got=str(error).splitlines()[0],
+            hint="leave it out to compute on the processor",
+        ) from error
 
 
 def check_numbers(compute_dtype: torch.dtype, overflow: str) -> None:

@@ -282,5 +282,5 @@ def _no_product(one: _Sum, found: list[str]) -> Unsupported:
         f"{one.name} — what an adapter adds here is no product of low rank",
         expected="LoRA or trained token rows: factors that can be stacked",
         got=listed(found, most=5),
-        hint='method="svd" with a rank gives the nearest adapter of that rank, and its error',
+        hint='method="svd" with a rank (--as-adapter svd --rank R) gives the nearest of that rank, and its error',
     )

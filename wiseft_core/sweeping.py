@@ -24,6 +24,7 @@ from wiseft_core.schedules import canonical
 from wiseft_core.sources import BaseLike
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.files import FILES
+from wiseft_core.store.publish import Staging
 from wiseft_core.tasks import Progress
 
 KEEP: Final = ("all", "best")
@@ -51,7 +52,8 @@ def save_sweep(
 
     Each folder is what `save_checkpoint` writes of that view alone, byte for byte. They appear together with
     `path/sweep.json`, or not at all; then they are evaluated one after the other, and sweep.json is brought up to date
-    after each. An evaluation that fails is kept as such and stops nothing.
+    after each: what ends an evaluation leaves them, and `resume` goes on. An evaluation that fails is kept as such and
+    stops nothing.
 
     Args:
         views: What `sweep` gave: the same adapter at different alphas, each a number, or a mapping whose "*" is one.
@@ -61,7 +63,8 @@ def save_sweep(
             function of the path that returns them.
         metrics: What the evaluation reports: the first chooses the best alpha, the first two the Pareto set.
         keep: "all", or "best": one output at a time is made and evaluated, from one alpha to the next only touched
-            tensors are written again, and the best alone is published.
+            tensors are written again, and the best alone is published. It is evaluated in the hidden staging folder,
+            before it has its manifest.
         plot: Where to draw the metrics over alpha and against each other: a .png or .svg file. Needs matplotlib.
         stderr: Gets what the command says on stderr, while it says it.
         like: As for `save_checkpoint`, like all that follows.
@@ -105,11 +108,13 @@ def save_sweep(
     else:
         reports = _write(job, out, run, judge, alphas, resume=resume)
     evaluations = [known.get(alpha, Evaluation(alpha, folder)) for alpha, folder in zip(alphas, folders, strict=True)]
-    for at, (alpha, folder) in enumerate(zip(alphas, folders, strict=True)):
-        if judge.evaluate is not None and alpha not in known:
-            evaluations[at] = judge.judged(alpha, out / folder)
-            judge.write(out, evaluations, run.files, sync)
-    judge.draw(evaluations, run.files, sync)
+    if judge.evaluate is not None:
+        with Staging(out, run.files, sync=sync, inputs=()).held():
+            for at, (alpha, folder) in enumerate(zip(alphas, folders, strict=True)):
+                if alpha not in known:
+                    evaluations[at] = judge.judged(alpha, out / folder)
+                    judge.write(out, evaluations, run.files, sync)
+            judge.draw(evaluations, run.files, sync)
     return SweepReport(str(out), tuple(reports), tuple(evaluations), judge.metrics, judge.command)
 
 

@@ -5,22 +5,18 @@ Verb floor. Streams: whatever is compared is compared in pieces, and nothing is 
 
 from __future__ import annotations
 
-import heapq
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from random import Random
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from wiseft_core import dtypes
-from wiseft_core.bound import Prepared
 from wiseft_core.combination import combine
+from wiseft_core.comparison import MOST, compare, wanted
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import CheckpointError, ConfigError, Fault, Unsupported
+from wiseft_core.errors import CheckpointError, ConfigError, Fault, Unsupported, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import interpolate
 from wiseft_core.joining import combine_adapters
@@ -29,18 +25,10 @@ from wiseft_core.naming.peft import parse_keys, saved_keys
 from wiseft_core.record import alpha_of, paired
 from wiseft_core.report import Problem, Report
 from wiseft_core.rescaling import rescale
-from wiseft_core.sources import WEIGHTS_FILE, Adapter, BaseLike, Memory, Source, opened
-from wiseft_core.statedict import StateDict
+from wiseft_core.sources import WEIGHTS_FILE, Adapter, BaseLike, opened
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import FILES, read_file
 from wiseft_core.store.manifest import MANIFEST, Decimals, Manifest, check_outputs, parse_manifest
-from wiseft_core.tiles import Tile, grid
-from wiseft_core.types import TensorSpec
-
-PIECE: Final = 1 << 20
-"""Bytes of an untouched tensor that are compared at once."""
-MOST: Final = 1000
-"""Problems after which a comparison stops: the output is not what it claims to be."""
 
 
 def verify(
@@ -77,9 +65,14 @@ def verify(
         WiseftError: See `interpolate` and `rescale`, for base and adapter.
     """
     folder, files = Path(path), FILES
+    _check_folder(folder)
     manifest = parse_manifest(read_file(folder / MANIFEST, files), str(folder / MANIFEST))
     is_adapter = manifest.policy.get("output") == "adapter"
     alone = adapter is None if base is not None else adapter is not None and not is_adapter
+    if sample is not None and sample < 1:
+        raise ConfigError(
+            "sample", expected="a number of pieces, at least 1", got=f"{sample}", hint="leave it out to compare all"
+        )
     if alone or (sample is not None and adapter is None):
         raise ConfigError(
             "base and adapter",
@@ -101,9 +94,21 @@ def verify(
         if adapter is not None:
             adapters = list(adapter) if isinstance(adapter, list | tuple) else [cast(Adapter | BaseLike, adapter)]
             again = _again(manifest, base, adapters, config, base_config, families)
-            found = _compare(output, _wanted(again), checks, sample, progress)
+            found = compare(output, wanted(again), checks, sample, progress)
             problems += [problem for problem, _ in zip(found, range(MOST), strict=False)]
         return _report(folder, output, manifest, checks, problems)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is there and has no manifest; of a sweep, say which ones have."""
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        outputs = sorted(place.parent.name for place in folder.glob(f"*/{MANIFEST}"))
+        raise CheckpointError(
+            f"{folder} — no {MANIFEST} here",
+            expected="a folder that wiseft wrote as one output",
+            got=f"a folder with {listed(outputs)}, each an output" if outputs else "a folder without a manifest",
+            hint=f"verify one of them: {folder / outputs[0]}" if outputs else "was it written by another tool?",
+        )
 
 
 def _again(
@@ -188,121 +193,6 @@ def _joined_again(
         families=options["families"],
     )
     return joined.adapter.tensors
-
-
-class _Wanted(NamedTuple):
-    """What an output should hold: specs, and for each name its pieces and what was done for it."""
-
-    specs: Mapping[str, TensorSpec]
-    pieces: Callable[[str], Iterator[_Piece]]
-    kind: Callable[[str], str]
-
-
-def _wanted(tensors: Mapping[str, Tensor]) -> _Wanted:
-    """What an output of these tensors should hold."""
-    if isinstance(tensors, StateDict):
-        return _Wanted(tensors.plan.outputs, partial(_pieces, tensors), partial(_kind, tensors))
-    source = Memory(tensors)
-    return _Wanted(
-        source.specs,
-        lambda name: _copied(source, name, name, 0, source.specs[name].nbytes),
-        lambda name: "tensors computed",
-    )
-
-
-class _Piece(NamedTuple):
-    """Some bytes of a tensor of the output, and how to get what they should be."""
-
-    name: str
-    start: int
-    size: int
-    make: Callable[[], Tensor]
-
-
-def _compare(
-    output: Checkpoint,
-    wanted: _Wanted,
-    checks: dict[str, int],
-    sample: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[Problem]:
-    """Everything in which an output differs from what it should be."""
-    specs = wanted.specs
-    for name in specs.keys() - output.specs.keys():
-        yield Problem("the output", "a tensor that should be there is missing", name)
-    for name in output.specs.keys() - specs.keys():
-        yield Problem(output.file_of(name).name, "a tensor that should not be there", name)
-    fitting = [name for name, spec in specs.items() if output.specs.get(name) == spec]
-    for name in specs.keys() & output.specs.keys() - set(fitting):
-        yield Problem(output.file_of(name).name, f"is {output.specs[name]} and should be {specs[name]}", name)
-    pieces: Iterator[_Piece] = (piece for name in fitting for piece in wanted.pieces(name))
-    if sample is not None:
-        draw = Random(0)
-        pieces = iter(heapq.nsmallest(sample, pieces, key=lambda piece: draw.random()))
-    done, total, seen = 0, sum(spec.nbytes for spec in specs.values()), set[str]()
-    for piece in pieces:
-        file = output.file_of(piece.name)
-        mine, theirs = piece.make(), torch.empty(piece.size, dtype=torch.uint8)
-        file.read_into(theirs.numpy().data, piece.name, piece.start)
-        if not torch.equal(mine, theirs):
-            apart = (mine != theirs).nonzero()
-            what = f"{len(apart)} byte(s) differ from what base and adapter give"
-            yield Problem(file.name, what, piece.name, file.offset_of(piece.name) + piece.start + int(apart[0]))
-        if piece.name not in seen:
-            seen.add(piece.name)
-            kind = wanted.kind(piece.name)
-            checks[kind] = checks.get(kind, 0) + 1
-        done += piece.size
-        if progress is not None:
-            progress(done, total)
-
-
-def _kind(view: StateDict, name: str) -> str:
-    """What was done for a tensor, for the count of checks."""
-    return "tensors copied" if view.is_copy(name) else "tensors computed"
-
-
-def _pieces(view: StateDict, name: str) -> Iterator[_Piece]:
-    """A tensor in pieces; nothing is read before a piece is made."""
-    bound, shares, spec = view.bound, [view.share(name)], view.spec(name)
-    source, key = bound.source(name)
-    if view.is_copy(name):
-        yield from _copied(source, key, name, 0, spec.nbytes)
-        return
-    item, reached = spec.nbytes // max(spec.numel, 1), 0
-    prepared = cache(partial(bound.prepare, name, shares))
-    for tile in grid(spec.shape, bound.rows(name, shares)):
-        yield from _copied(source, key, name, reached * item, tile.start * item)
-        yield _Piece(name, tile.start * item, (tile.stop - tile.start) * item, partial(_value, prepared, tile))
-        reached = tile.stop
-    yield from _copied(source, key, name, reached * item, spec.nbytes)
-
-
-def _value(prepared: Callable[[], Prepared], tile: Tile) -> Tensor:
-    """The bytes of a tile, computed again."""
-    with torch.no_grad():
-        return _raw(prepared().value(tile))
-
-
-def _copied(source: Source, key: str, name: str, start: int, stop: int) -> Iterator[_Piece]:
-    """Bytes [start, stop) of a tensor that should be those of its source, whatever their dtype."""
-    for low in range(start, stop, PIECE):
-        high = min(low + PIECE, stop)
-        yield _Piece(name, low, high - low, partial(_stored, source, key, low, high))
-
-
-def _stored(source: Source, key: str, start: int, stop: int) -> Tensor:
-    """Bytes [start, stop) of a tensor as its source has them."""
-    if not isinstance(source, Checkpoint):
-        return _raw(source.get_tensor(key))[start:stop]
-    piece = torch.empty(stop - start, dtype=torch.uint8)
-    source.file_of(key).read_into(piece.numpy().data, key, start)
-    return piece
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _report(

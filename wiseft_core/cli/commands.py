@@ -17,7 +17,6 @@ from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.session import Session
-from wiseft_core.errors import ConfigError
 from wiseft_core.types import Alpha
 from wiseft_core.version import __version__
 
@@ -197,7 +196,7 @@ def numbers(
 ) -> dict[str, Any]:
     """The options that say how numbers are treated, as the verbs of the package take them."""
     treated = {"extrapolate": extrapolate, "overflow": overflow, "compute_dtype": torch_dtype(compute_dtype)}
-    return {**treated, "output_dtype": output_dtype, "device": device_of(device)}
+    return {**treated, "output_dtype": output_dtype, "device": device}
 
 
 def write_as(
@@ -259,20 +258,3 @@ def torch_dtype(text: str) -> torch.dtype:
     from wiseft_core.dtypes import TORCH_DTYPES, parse_dtype
 
     return TORCH_DTYPES[parse_dtype(text) or "F64"]
-
-
-def device_of(text: str | None) -> torch.device | None:
-    """A device that torch knows and that is there."""
-    import torch
-
-    if text is None:
-        return None
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--device {text}",
-            expected="a device that torch can compute on here",
-            got=str(error).splitlines()[0],
-            hint="leave it out to compute on the processor",
-        ) from error

@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from wiseft_core.cli import flags, reports
 from wiseft_core.cli.commands import alpha_of, app, checkpoint, named, numbers, session_of, write, write_as
-from wiseft_core.cli.output import say, say_json
+from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.scores import scored
@@ -96,6 +96,10 @@ def sweep(
         say(reports.swept(report, time.perf_counter() - begun, plot))
         if report.metrics:
             say(scored(report.evaluations, report.metrics))
+    else:
+        for one in report.evaluations:
+            if one.error is not None:
+                complain(one.error)
     return 0 if report.ok else 1
 
 
@@ -128,9 +132,10 @@ def combine(
     """
     pairs, source = _weighted(context, adapter), checkpoint(base, weights)
     if as_adapter is not None or rank is not None:
+        _check_join(context, as_adapter)
         session_of(context).settle()
         return _join(
-            source, pairs, out, as_adapter or "", rank, extrapolate, sync=not no_sync, as_json=as_json, quiet=quiet
+            source, pairs, out, str(as_adapter), rank, extrapolate, sync=not no_sync, as_json=as_json, quiet=quiet
         )
 
     from wiseft_core.combination import combine as view_of
@@ -172,6 +177,24 @@ def rescale(
     elif not quiet:
         say(reports.rescaled(report, given, next_step=reports.verify_command(out, base, [tuned], weights)))
     return 0
+
+
+OF_MODELS: Final = (
+    "output_dtype", "compute_dtype", "overflow", "device", "max_shard_size", "threads", "resume", "max_output",
+    "copy_code",
+)  # fmt: skip
+"""The options of `combine` that mean nothing where an adapter is written."""
+
+
+def _check_join(context: typer.Context, as_adapter: str | None) -> None:
+    """Refuse a rank without --as-adapter, and options that only a model has."""
+    if as_adapter is None:
+        raise typer.BadParameter("it goes with --as-adapter svd", ctx=context, param_hint="--rank")
+    for name in OF_MODELS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter("it goes with a model, not with --as-adapter", ctx=context, param_hint=flag)
 
 
 def _join(

@@ -38,7 +38,7 @@ class Stopped(WiseftError):
             f"stopped by {signal.Signals(number).name}",
             expected="to run to the end",
             got="a signal",
-            hint="no output is left behind: run the same command again",
+            hint="nothing half-written is left: run the same command again, with --resume if its outputs are there",
         )
         self.exit_code = 128 + number
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -124,6 +124,23 @@ class Staging:
             self._clean()
         finally:
             self._release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other writer out while what was published is worked on, by the lock that made it.
+
+        Raises:
+            Locked: Somebody else holds it.
+            Fault: The operating system fails.
+        """
+        try:
+            self._take()
+            yield
+        finally:
+            with suppress(WiseftError, OSError):  # leftovers spoil nothing: the next run removes them
+                if self._descriptor is None:  # a folder that we made and could not lock goes, another's is not empty
+                    self._files.rmdir(self._shell)
+                self._clean()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
