@@ -138,3 +138,19 @@ def test_a_sample_is_a_quick_look(tmp_path: Path) -> None:
     assert [p.offset for p in verify(out, base=base, adapter=adapter, sample=7).problems] == [len(content) - 1]
     with pytest.raises(errors.ConfigError):
         verify(out, sample=2)
+
+
+@pytest.mark.parametrize("sample", [0, -3])
+def test_a_sample_of_nothing_is_refused(tmp_path: Path, sample: int) -> None:
+    """It would pass whatever is there."""
+    base, adapter, out = made(tmp_path)
+    with pytest.raises(errors.ConfigError, match="sample"):
+        verify(out, base=base, adapter=adapter, sample=sample)
+
+
+def test_a_device_that_is_not_there_is_refused_at_the_call(tmp_path: Path) -> None:
+    """As a ConfigError, not when the first tensor is asked for."""
+    base, adapter, _ = made(tmp_path)
+    for device in ("abacus", "cuda:99"):
+        with pytest.raises(errors.ConfigError, match="device"):
+            interpolate(base, adapter, 0.5, device=device)

@@ -268,3 +268,31 @@ def test_a_schedule_holds_for_every_output(model, capsys):
     file.write_text("alpha = 0.5\n")
     assert main(args(model, "--schedule", str(file), alphas=("0", "1"))) == 3
     assert "one alpha for each name or glob" in capsys.readouterr().err
+
+
+def test_failures_are_shown_in_quiet_runs(model, capsys):
+    """--quiet is nothing but errors: a failed evaluation is one, and the outputs stay."""
+    assert main(args(model, "--quiet", "--eval", FAILING, *METRIC)) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("EvaluationFailed: ") == 1
+    assert (model.out / "alpha-0.5" / "wiseft.json").exists()
+
+
+def test_a_second_one_is_locked_out_while_the_first_evaluates(model, capsys):
+    """The lock that made the outputs is held until the last evaluation: a second run gets exit 7, inside it."""
+    again = shlex.join(
+        [sys.executable, "-m", "wiseft_core", *args(model, "--resume", "--quiet", "--eval", LONE, *METRIC)]
+    )
+    nested = command(f"code = os.system({again!r}) >> 8; print(code)")
+    assert main(args(model, "--quiet", "--eval", nested, *METRIC)) == 0
+    record = json.loads((model.out / "sweep.json").read_text())
+    assert [output["metrics"] for output in record["outputs"]] == [{"acc": 7.0}] * 3
+    assert not (model.out.parent / f".{model.out.name}.wiseft-staging").exists()
+
+
+def test_verify_says_which_folder_is_an_output(model, capsys):
+    """A sweep's folder has no manifest of its own: the hint names one that has."""
+    assert main(args(model, "--quiet")) == 0
+    assert main(["verify", str(model.out)]) == 3
+    said = capsys.readouterr().err
+    assert "alpha-0, alpha-0.5, alpha-1" in said and f"verify one of them: {model.out / 'alpha-0'}" in said
