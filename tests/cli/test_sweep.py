@@ -280,11 +280,10 @@ def test_failures_are_shown_in_quiet_runs(model, capsys):
 
 def test_a_second_one_is_locked_out_while_the_first_evaluates(model, capsys):
     """The lock that made the outputs is held until the last evaluation: a second run gets exit 7, inside it."""
-    again = shlex.join(
-        [sys.executable, "-m", "wiseft_core", *args(model, "--resume", "--quiet", "--eval", LONE, *METRIC)]
-    )
-    nested = command(f"code = os.system({again!r}) >> 8; print(code)")
-    assert main(args(model, "--quiet", "--eval", nested, *METRIC)) == 0
+    again = model.out.parent / "again.json"  # in a file: what stands for the folder is the inner run's own
+    again.write_text(json.dumps([*args(model, "--resume", "--quiet", "--eval", LONE, *METRIC)]))
+    run = f"import json, sys; from wiseft_core.cli import main; print(main(json.load(open({str(again)!r}))))"
+    assert main(args(model, "--quiet", "--eval", shlex.join([sys.executable, "-c", run, "{model}"]), *METRIC)) == 0
     record = json.loads((model.out / "sweep.json").read_text())
     assert [output["metrics"] for output in record["outputs"]] == [{"acc": 7.0}] * 3
     assert not (model.out.parent / f".{model.out.name}.wiseft-staging").exists()
