@@ -144,7 +144,7 @@ def open_adapter(
             f"{folder} — no {CONFIG_FILE} here",
             expected="a folder that PEFT's save_pretrained wrote",
             got=f"adapters in sub-folders: {listed(inside, most=9)}" if inside else "no such file",
-            hint="name one of them" if inside else "check the path",
+            hint=f"give one of them: {folder / min(inside)}" if inside else "check the path",
         )
     if not (folder / WEIGHTS_FILE).exists() and (folder / "adapter_model.bin").exists():
         raise Unsupported(
