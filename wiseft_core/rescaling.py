@@ -99,9 +99,9 @@ def rescale(
     spelling = suffixes(families, tuned.config)
     parsed = parse_keys(tuned.source.specs, suffixes=spelling)
     if source is None:
-        sites = {site.target: forms_of(site, tuned, families) for site in collect(parsed)}
-        opens = {name: family for name, (family, forms) in sites.items() if not any(form.closed for form in forms)}
-        WiseftError.raise_all([_open(name, family) for name, family in opens.items() if sites[name][1]])
+        meant = [(site.target, *forms_of(site, tuned, families)) for site in collect(parsed)]
+        never = [(name, family) for name, family, forms in meant if forms and not any(form.closed for form in forms)]
+        WiseftError.raise_all([_open(*one) for one in never])  # before a base is asked for: it would not help
         source = implied_base(tuned, parsed, families)
         base_config = {"model_type": ""}  # whichever way round a square weight is, its factors are the same
     bound = bound_of(

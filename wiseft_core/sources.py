@@ -1,6 +1,7 @@
 """Where tensors come from, seen in one way: specs first, then any run of elements.
 
 Joint floor. A checkpoint on disk is read by descriptor, a mapping in memory by view; the verbs do not care which.
+Where no base is given, the adapter implies as much of it as its factors tell.
 """
 
 from __future__ import annotations
