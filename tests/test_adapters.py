@@ -45,6 +45,19 @@ def made(folder: Path, dora: bool = True, **config: object) -> tuple[Path, Path]
     return base, adapter
 
 
+def test_a_folder_of_named_adapters_says_what_to_give(tmp_path):
+    """What the hint says can be given in the folder's place."""
+    base = weights()
+    for name in ("one", "two"):
+        write_adapter(tmp_path / name, low_rank(base, ["model.layers.0.q_proj"]))
+    with pytest.raises(errors.CheckpointError) as caught:
+        open_adapter(tmp_path)
+    assert "one, two" in caught.value.got
+    words, _, place = caught.value.hint.partition(": ")
+    assert words == "give one of them" and place == str(tmp_path / "one")
+    assert open_adapter(place).tensors.keys() == open_adapter(tmp_path, name="one").tensors.keys()
+
+
 def test_the_folder_is_what_peft_writes(tmp_path: Path) -> None:
     """The same files, keys, metadata and config bytes as PEFT's own, with other values; and our manifest."""
     (tmp_path / "in").mkdir()

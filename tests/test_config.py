@@ -193,6 +193,39 @@ def test_an_unknown_start_is_refused():
         read(lora_alpha=16, init_lora_weights="svd_magic")
 
 
+STARTS = "eva, gaussian, mica, olora, orthogonal, pissa"
+
+
+@pytest.mark.parametrize("start", ["foo", "loftq", "corda", "pissa_niter_4", "lora_ga"])
+def test_a_refused_start_says_what_there_is_and_what_to_do(start):
+    """Every start that is read, once; PEFT's conversion to plain LoRA only for those that it converts."""
+    with pytest.raises(Unsupported) as caught:
+        read(lora_alpha=16, init_lora_weights=start)
+    assert caught.value.expected == f"true, false or one of {STARTS}"
+    for word in STARTS.split(", "):
+        assert read(lora_alpha=16, init_lora_weights=word)
+    assert ("path_initial_model" in caught.value.hint) is (start not in ("foo", "loftq"))
+
+
+@pytest.mark.parametrize("kind", ["LILY", "POLY", "XLORA", "SHADOW"])
+def test_nobody_is_told_to_merge_what_cannot_be(kind):
+    """What depends on the input has no merged checkpoint, a method that PEFT merges has one."""
+    with pytest.raises(Unsupported) as caught:
+        read(peft_type=kind)
+    assert caught.value.hint and "merge this" not in caught.value.hint
+    with pytest.raises(Unsupported, match="give the merged checkpoint"):
+        read(peft_type="NEW_ONE")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_fields_are_merged_only_where_that_can_be(name):
+    """The same for LoRA's fields: more layers and whole parameters are merged by PEFT, the others are not."""
+    with pytest.raises(Unsupported) as caught:
+        read(lora_alpha=16, **{name: {"on": 1}})
+    can = name in ("layer_replication", "target_parameters")
+    assert caught.value.hint and ("give the merged checkpoint" in caught.value.hint) is can
+
+
 def test_every_method_of_peft_is_supported_or_refused():
     """None of PEFT's methods is unknown, and none is both."""
     assert {kind.value for kind in PeftType} == SUPPORTED | METHODS_REFUSED.keys()

@@ -71,6 +71,19 @@ def test_anything_else_is_no_metric(text):
     assert "NAME:max" in caught.value.expected
 
 
+def test_a_direction_that_is_none_is_told():
+    """Another word than max and min is repeated; where there is no colon, nothing is."""
+    for text, got in (
+        ("acc:best", "the direction 'best'"),
+        ("acc", "no direction"),
+        ("acc:", "no direction"),
+        (":max", "no name"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse_metric(text)
+        assert caught.value.got == got
+
+
 def test_a_metric_is_named_once():
     """The same name twice is refused, whatever the directions."""
     with pytest.raises(ConfigError, match="got       acc") as caught:

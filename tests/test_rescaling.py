@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_against_peft import CONFIGS, allowed, gpt2, toy, trained, tune
 
-from wiseft_core import Adapter, AdapterConfig, errors, interpolate, rescale, save_adapter, tiles
+from wiseft_core import Adapter, AdapterConfig, errors, interpolate, plan, rescale, save_adapter, tiles
 from wiseft_core.families import FAMILIES
 
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
@@ -506,6 +506,19 @@ def test_config_that_is_given_wins():
     found = rescale(Adapter(tensors, stale), 0.3, config=config)
     assert found.config == AdapterConfig.from_mapping(config)
     assert found.config.fields == config
+
+
+def test_config_that_is_given_wins_in_interpolate_and_plan_too():
+    """At alpha = 1 the scale is that of the given config; the one that the adapter brings has another."""
+    base, tensors, config = adapter_of()
+    brought = Adapter(tensors, AdapterConfig.from_mapping({"lora_alpha": 16 * config["lora_alpha"]}))
+    name = f"{Q.removeprefix('base_model.model.')}.weight"
+    delta = tensors[f"{Q}.lora_B.weight"].double() @ tensors[f"{Q}.lora_A.weight"].double()
+    scale = config["lora_alpha"] / tensors[f"{Q}.lora_A.weight"].shape[0]
+    found = interpolate(base, brought, 1.0, config=config)[name].double()
+    assert torch.allclose(found, base[name].double() + scale * delta, rtol=1e-6, atol=1e-6)
+    scales = [plan(base, brought, config=said).bindings[name].steps[0].hyper.scale for said in (config, None)]
+    assert scales == [scale, 16 * scale]
 
 
 def test_gpt2_square_conv1d_against_peft(tmp_path):

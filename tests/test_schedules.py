@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wiseft_core.errors import BadAlpha, ConfigError, UnusedPattern
-from wiseft_core.schedules import canonical, check_alpha, resolve, spread
+from wiseft_core.schedules import by_depth, canonical, check_alpha, resolve, spread
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.lists(st.text("ab.", min_size=1, max_size=5), min_size=1, max_size=5, unique=True)
@@ -122,6 +122,14 @@ def test_the_most_specific_wins():
     expected = dict(zip(touched, [0.1, 0.2, 0.3, 0.4], strict=True))
     assert resolve(alphas, touched) == expected
     assert resolve(dict(reversed(alphas.items())), touched) == expected
+
+
+@pytest.mark.parametrize("alpha", [{"zzzz": 0.5}, by_depth({0: 0.5, 1: 0.6}, other=0.5, within="zzzz")])
+def test_where_no_name_is_near_it_is_said_what_lists_them(alpha):
+    """The table of `plan` has no tensor's name: its JSON has."""
+    with pytest.raises(UnusedPattern) as caught:
+        resolve(alpha, ["layers.0.q.weight"])
+    assert caught.value.hint.startswith("`wiseft plan --json` lists")
 
 
 def test_a_tie_is_refused_only_where_it_matters():

@@ -335,6 +335,8 @@ REFUSED = {
     "no star": (lambda views: [views[0].at(dict.fromkeys(views[0].touched, 0.5))], {}, "q_proj"),
     "star is a function": (lambda views: [views[0].at({"*": lambda name: 0.5})], {}, "function"),
     "no metrics": (lambda views: views, {"evaluate": "x {model}"}, "no metrics"),
+    "a direction that is none": (lambda views: views, {"evaluate": max, "metrics": [ACC, Metric("a", "up")]}, "'up'"),
+    "a text as metric": (lambda views: views, {"evaluate": max, "metrics": ["accuracy:max"]}, "str"),
     "no evaluation": (lambda views: views, {"metrics": [ACC]}, "without it"),
     "a picture of nothing": (lambda views: views, {"plot": "x.png"}, "without it"),
     "no model": (lambda views: views, {"evaluate": "x", "metrics": [ACC]}, "no {model}"),
@@ -359,6 +361,15 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(place, tmp_p
         save_sweep(views, tmp_path / "out", **options)
     assert got in caught.value.got and caught.value.expected and caught.value.hint
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
+
+
+@pytest.mark.parametrize("metric", ["accuracy:max", ("accuracy", "max"), Metric("accuracy", "up")])
+def test_what_is_no_metric_is_refused_with_what_is(place, tmp_path, metric):
+    """The command line's spelling, a plain pair and a direction that is none: four lines, with how it is made."""
+    with pytest.raises(errors.ConfigError) as caught:
+        save_sweep(sweep(*place, [0, 1]), tmp_path / "out", evaluate="x {model}", metrics=[metric])
+    assert len(str(caught.value).splitlines()) == 4
+    assert 'Metric("accuracy", "max")' in caught.value.hint
 
 
 def test_views_over_different_bindings_are_refused(place, tmp_path):

@@ -87,6 +87,30 @@ REWRITES: Final[Mapping[str, str]] = {
 }
 """Values of init_lora_weights after which the adapter does not belong to the base file alone."""
 
+NO_CHECKPOINT: Final = "no checkpoint stands for it, a merged one neither: use it with the library that trained it"
+MERGED: Final = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
+CONVERTED: Final = "convert it to plain LoRA when saving: path_initial_model_for_weight_conversion of save_pretrained"
+HINTS: Final[Mapping[str, str]] = {
+    **{
+        kind: "nothing to do: the weights of the base are unchanged"
+        for kind, why in METHODS_REFUSED.items()
+        if why == PROMPTS
+    },
+    "XLORA": "interpolate one of the LoRA adapters that it mixes",
+    "POLY": NO_CHECKPOINT,
+    "LILY": NO_CHECKPOINT,
+    "SHADOW": NO_CHECKPOINT,
+    "ADAMSS": "merge it in the process that trained it, and give the merged checkpoint in its place",
+    "use_qalora": "train without it: the weights of no plain checkpoint stand for it",
+    "arrow_config": "interpolate one of the adapters that it routes between",
+    "alora_invocation_tokens": NO_CHECKPOINT,
+    "pissa_niter": CONVERTED,
+    "corda": CONVERTED,
+    "lora_ga": CONVERTED,
+    "loftq": "merge it into the quantised copy that it was trained on, and give the merged checkpoint in its place",
+}
+"""What to do about a method, a field or a start that is refused, where it is not to merge."""
+
 
 class Method(NamedTuple):
     """What may stand in a config of one method."""
@@ -119,11 +143,8 @@ def _peft_type(value: object, where: str, families: Mapping[str, Family]) -> str
     if kind in supported:
         return kind
     reason = METHODS_REFUSED.get(kind, "not a method of PEFT 0.21")
-    hint = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
-    if reason == PROMPTS:
-        hint = "nothing to do here: the weights of the base are unchanged"
-    got = f"{kind} — {reason}"
-    raise Unsupported(where, expected=f"one of {', '.join(supported)}", got=got, hint=hint)
+    expected, got = f"one of {', '.join(supported)}", f"{kind} — {reason}"
+    raise Unsupported(where, expected=expected, got=got, hint=HINTS.get(kind, MERGED))
 
 
 def refusals(given: Mapping[str, object], method: Method, where: str) -> list[WiseftError]:
@@ -136,7 +157,7 @@ def refusals(given: Mapping[str, object], method: Method, where: str) -> list[Wi
         elif name in known or is_unset(value):
             continue
         elif method.kind == "LORA" and name in REFUSED:
-            got, hint = f"{value!r} — {REFUSED[name]}", "train without it, or merge with PEFT where it can"
+            got, hint = f"{value!r} — {REFUSED[name]}", HINTS.get(name, MERGED)
             problems.append(Unsupported(f"{where}: {name}", expected="not set", got=got, hint=hint))
         else:
             expected = f"a field of {method.kind} in PEFT 0.21, or not set"
@@ -152,7 +173,9 @@ def _start(value: object, where: str, known: Set[object]) -> list[WiseftError]:
     start = str(value).lower()
     if start in PLAIN_STARTS or start in known:
         return []
-    reasons = [reason for name, reason in REWRITES.items() if start == name or start.startswith(f"{name}_")]
-    hint = "convert the adapter to plain LoRA when saving (path_initial_model_for_weight_conversion), where PEFT can"
-    got = f"{value!r} — {reasons[0] if reasons else 'not known: it may rewrite the base'}"
-    return [Unsupported(where, expected=f"true, false or one of {listed(PLAIN_STARTS, most=9)}", got=got, hint=hint)]
+    names = [name for name in REWRITES if start == name or start.startswith(f"{name}_")]
+    expected = f"true, false or one of {listed((PLAIN_STARTS | known) - {'true', 'false'}, most=9)}"
+    got, hint = "not known: it may rewrite the base", f"set it to true if it leaves the base alone, else {MERGED}"
+    if names:
+        got, hint = REWRITES[names[0]], HINTS[names[0]]
+    return [Unsupported(where, expected=expected, got=f"{value!r} — {got}", hint=hint)]

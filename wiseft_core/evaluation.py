@@ -61,13 +61,14 @@ def parse_metric(text: str) -> Metric:
     Raises:
         ConfigError: There is no name, or no direction.
     """
-    name, _, direction = text.rpartition(":")
+    name, colon, direction = text.rpartition(":")
     if name.strip() and direction in DIRECTIONS:
         return Metric(name.strip(), direction)
+    said = f"the direction {direction!r}" if colon and direction else "no direction"
     raise ConfigError(
         f"metric {text!r}",
         expected="NAME:max or NAME:min",
-        got="no name" if direction in DIRECTIONS else "no direction",
+        got="no name" if direction in DIRECTIONS else said,
         hint="max where more is better (accuracy), min where less is (loss)",
     )
 

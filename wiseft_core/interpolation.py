@@ -49,8 +49,8 @@ def interpolate(
         adapter: The same with PEFT's keys as saved or live, an `Adapter`, a path, or a full checkpoint.
         alpha: A number; a function of the name, such as `schedules.by_depth` makes; or a mapping of names or glob
             patterns to either. Finite, in [0, 1].
-        config: The adapter's config, where the adapter does not bring it: an `AdapterConfig`, the dict of
-            adapter_config.json, `peft_config.to_dict()`, or just {"lora_alpha": 16}.
+        config: The adapter's config: an `AdapterConfig`, the dict of adapter_config.json, `peft_config.to_dict()`, or
+            just {"lora_alpha": 16}. Needed where the adapter does not bring it; it wins over the one that it brings.
         base_config: The base's config.json as a dict. It settles square transposed weights and tied embeddings, and is
             read by itself where the base is a folder.
         extrapolate: Allow alpha outside [0, 1].

@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 from wiseft_core.curve import check_plot, render_curve
 from wiseft_core.errors import CheckpointError, ConfigError, EvaluationFailed, WiseftError
 from wiseft_core.evaluation import (
+    DIRECTIONS,
     Evaluation,
     Function,
     Metric,
@@ -92,8 +93,8 @@ class Judge:
         """Refuse what cannot work, before the first byte is written.
 
         Raises:
-            ConfigError: An evaluation without metrics, or metrics or a picture without an evaluation; a command that is
-                none; a picture that cannot be drawn.
+            ConfigError: An evaluation without metrics, or metrics or a picture without an evaluation; a metric or
+                command that is none; a picture that cannot be drawn.
             Unsupported: matplotlib is not installed.
         """
         if (self.evaluate is None) != (not self.metrics) or (self.plot is not None and self.evaluate is None):
@@ -103,6 +104,14 @@ class Judge:
                 got="metrics or a picture without it" if self.evaluate is None else "no metrics",
                 hint="give --eval 'CMD {model}' and --metric NAME:max, both or neither",
             )
+        for metric in self.metrics:
+            if not isinstance(metric, Metric) or metric.direction not in DIRECTIONS:
+                raise ConfigError(
+                    f"metrics — {metric!r} is none",
+                    expected='Metric(name, "max") or Metric(name, "min")',
+                    got=f"the direction {metric.direction!r}" if isinstance(metric, Metric) else type(metric).__name__,
+                    hint='for example Metric("accuracy", "max") of wiseft_core.evaluation',
+                )
         if isinstance(self.evaluate, str):
             parse_command(self.evaluate)
         if self.plot is not None:

@@ -28,7 +28,7 @@ def plan(
     Args:
         base: As for `interpolate`.
         adapter: As for `interpolate`.
-        config: As for `interpolate`.
+        config: As for `interpolate`: it wins over the one that the adapter brings.
         base_config: As for `interpolate`.
         output_dtype: Dtype of every float tensor of the result, in safetensors' names; None: each keeps its own.
         families: As for `interpolate`.

@@ -7,7 +7,7 @@ closed is refused by name. Weights are walked tile by tile, the adapter's own te
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,15 +18,14 @@ from wiseft_core.binding import Binding
 from wiseft_core.blending import Term
 from wiseft_core.bound import Bound, Prepared, whole
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
+from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
-from wiseft_core.layouts import OF_WEIGHT, Shape
 from wiseft_core.made import Made
-from wiseft_core.methods import family_of, suffixes
-from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
-from wiseft_core.sites import Site, collect
-from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
+from wiseft_core.methods import suffixes
+from wiseft_core.naming.peft import parse_keys, saved_keys
+from wiseft_core.sites import collect
+from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
 from wiseft_core.statedict import StateDict
 from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
@@ -69,7 +68,7 @@ def rescale(
         An adapter with the keys that PEFT saves; `save_adapter` writes it.
     Raises:
         ConfigError: A tensor needs the base and there is none, or the adapter is a full checkpoint.
-        Unsupported: A change has no closed form: DoRA over a weight that was saved with the adapter.
+        Unsupported: A change has no closed form: OFT, or DoRA over a weight that was saved with the adapter.
         NotFinite: Alpha leaves the base no part in a row of a DoRA, a row has no norm, or a result does not fit.
         WiseftError: As for `interpolate`.
     Exactness: Computed in float64, each factor rounded once; m' is that of the rounded B'. With float32 factors a tuned
@@ -89,7 +88,10 @@ def rescale(
     spelling = suffixes(families, tuned.config)
     parsed = parse_keys(tuned.source.specs, suffixes=spelling)
     if source is None:
-        source = _implied(tuned, parsed, families)
+        meant = [(site.target, *forms_of(site, tuned, families)) for site in collect(parsed)]
+        never = [(name, family) for name, family, forms in meant if forms and not any(form.closed for form in forms)]
+        WiseftError.raise_all([_open(*one) for one in never])  # before a base is asked for: it would not help
+        source = implied_base(tuned, parsed, families)
         base_config = {"model_type": ""}  # whichever way round a square weight is, its factors are the same
     bound = bound_of(
         source,
@@ -115,73 +117,6 @@ def rescale(
     return Made(tensors, tuned.config, view=view)
 
 
-@dataclass(frozen=True, slots=True)
-class _Implied:
-    """A base of which no more is known than its adapter says.
-
-    Attributes:
-        specs: The shapes that low-rank factors fit, and the adapter's own integer tensors.
-        adapter: The adapter, which holds those.
-        keys: Their adapter keys by name. Nothing else has values.
-    """
-
-    specs: Mapping[str, TensorSpec]
-    adapter: Source
-    keys: Mapping[str, str]
-
-    def get_tensor(self, name: str) -> Tensor:
-        """The adapter's own."""
-        return self.adapter.get_tensor(self.keys[name])
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of the adapter's own."""
-        return self.adapter.read(self.keys[name], start, stop)
-
-
-def _implied(tuned: Tuned, parsed: Mapping[str, PeftKey], families: Mapping[str, Family]) -> Source:
-    """The base as its adapter implies it.
-
-    Raises:
-        ConfigError: A tensor of the adapter means nothing without a base.
-    """
-    sites, specs = collect(parsed), tuned.source.specs
-    shapes = {site.target: _implied_shape(site, tuned, families) for site in sites}
-    values = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
-    same = {name: key for name, key in values.items() if not specs[key].is_float}
-    needy = [name for name, shape in shapes.items() if shape is None and name not in same]
-    if needy:
-        raise ConfigError(
-            f"{listed(needy, most=10)} — {len(needy)} tensor(s) cannot be rescaled without the base",
-            expected="the base: the change depends on it, or its factors do not tell the shape of the weight",
-            got="no base",
-            hint="give it: base=, or --base on the command line",
-        )
-    told = {name: TensorSpec("F32", shape) for name, shape in shapes.items() if shape is not None}
-    return _Implied(told | {name: specs[key] for name, key in same.items()}, tuned.source, same)
-
-
-def _implied_shape(site: Site, tuned: Tuned, families: Mapping[str, Family]) -> Shape | None:
-    """The shape of a weight that a site's factors would fit.
-
-    None where they do not tell it, and where no factor times alpha is the interpolated change whatever the weight.
-    """
-    factors = {role.removeprefix("embedding_"): key for role, key in site.factors.items()}
-    record = families.get(family_of(site, factors.keys(), tuned.config, families))
-    forms = [form for form in record.forms(site.parameter) if factors.keys() <= form.own] if record else []
-    complete = [form for form in forms if factors.keys() == form.own]
-    for form in [form for form in complete if form.linear is not None and not form.beside] if complete else forms:
-        sizes: dict[str, Shape] = {}
-        axes = [(axis, at, role) for role in factors for at, axis in enumerate(form.factors[role].split())]
-        for axis, at, role in sorted(axes, key=lambda one: one[0].endswith("+")):  # what is cut says least
-            shape = tuned.source.specs[factors[role]].shape
-            sizes.setdefault(axis.rstrip("+"), shape[at:] if axis == "in" else shape[at : at + 1])
-        told = [size for axis in OF_WEIGHT for size in sizes.get(axis, ())]
-        is_told = {"out", "in"} <= sizes.keys() or {"out", "channel"} <= sizes.keys() or form.layouts == ("whole",)
-        if is_told or not complete:  # binding says what is missing
-            return tuple(reversed(told) if "embedding_A" in site.factors else told)
-    return None
-
-
 def _refuse_checkpoint() -> None:
     raise ConfigError(
         "the adapter — a full checkpoint, or tensors without a config",
@@ -197,17 +132,20 @@ def _open_steps(bound: Bound, name: str) -> list[WiseftError]:
     for position, spec in enumerate(bound.parts[0].plan.bindings[name].steps):
         change = bound.change(spec)
         if not change.closed:
-            got, hint = f"{spec.family}, whose factors cannot express it", "interpolate the whole model instead"
+            problems.append(_open(name, spec.family))
         elif position and change.delta is None:
-            got = f"{spec.family} over a weight that was saved with the adapter"
-            hint = "interpolate the whole model instead, or train with save_embedding_layers=False"
-        else:
-            continue
-        expected = "a change that is closed under interpolation"
-        problems.append(
-            Unsupported(f"{name} — no adapter of this kind is the interpolation", expected=expected, got=got, hint=hint)
-        )
+            problems.append(_open(name, spec.family, over_saved=True))
     return problems
+
+
+def _open(name: str, family: str, *, over_saved: bool = False) -> Unsupported:
+    """The refusal of a change without a closed form."""
+    got, hint = f"{family}, whose factors cannot express it", "interpolate the whole model instead"
+    if over_saved:
+        got = f"{family} over a weight that was saved with the adapter"
+        hint += ", or train with save_embedding_layers=False"
+    where, expected = f"{name} — no adapter of this kind is the interpolation", "a change closed under interpolation"
+    return Unsupported(where, expected=expected, got=got, hint=hint)
 
 
 def _rescaled(bound: Bound, name: str, alpha: float) -> dict[str, Tensor]:

@@ -98,6 +98,26 @@ def test_inspect_a_variant_of_lora(model, capsys):
     assert (seen["method"], seen["ranks"], seen["scales"]) == ("pissa", {"2": 2}, {"1.5": 2})
 
 
+def test_inspect_lists_saved_modules_alone(model, capsys):
+    """A module of `modules_to_save` is listed, one of which bias="all" saved the bias is not."""
+    model.edit_config(bias="all", modules_to_save=["norm"])
+    start = "base_model__model__model__"
+    norm = {f"{start}norm__weight": torch.ones(4), f"{start}norm__bias": torch.ones(4)}
+    model.edit_adapter(**norm, **{f"{start}layers__1__mlp__up_proj__bias": torch.ones(8)})
+    seen, text = inspected(model, capsys)
+    assert seen["saved_modules"] == ["model.norm"]
+    assert seen["others"] == {"whole tensors": 3}
+    assert re.search(r"^whole +model\.norm$", text, re.MULTILINE)
+
+
+def test_inspect_finds_no_module_in_a_prompt(model, capsys):
+    """Prompts belong to no module."""
+    model.edit_config(peft_type="PROMPT_TUNING")
+    save_file({"prompt_embeddings": torch.ones(2, 4)}, model.adapter / "adapter_model.safetensors")
+    assert main(["inspect", str(model.adapter), "--json"]) == 4
+    assert only_json(capsys)["saved_modules"] == []
+
+
 def test_inspect_needs_no_base_to_refuse(loha, capsys):
     """A rank that the config does not have is shown as a refusal."""
     loha.edit_config(rank_pattern={"up_proj": 4})

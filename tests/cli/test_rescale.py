@@ -35,6 +35,24 @@ def test_it_folds_alpha_into_b(model, capsys, based):
     assert main(command[1:]) == 0
 
 
+@pytest.mark.parametrize("verb", ["interpolate", "plan", "sweep", "inspect", "rescale"])
+def test_help_speaks_of_a_checkpoint_where_one_may_be_given(verb, capsys):
+    """`inspect` and `rescale` take adapters alone; `rescale` says what the base is for."""
+    assert main([verb, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "ADAPTER" in text
+    assert ("or a full fine-tuned checkpoint" in text) is (verb not in ("inspect", "rescale"))
+    assert ("do not tell the weight's shape" in text) is (verb == "rescale")
+
+
+def test_alpha_is_given_once(model, capsys):
+    """Two of them are refused, of which the first would be ignored; nothing is written."""
+    for line in (words(model), model.args()):
+        assert main([*line, "--alpha", "0.6"]) == 2
+        assert "more than once" in capsys.readouterr().err
+        assert not model.out.exists()
+
+
 def test_json_is_one_report(model, capsys):
     """With --json a report on stdout, an error too; with --quiet nothing."""
     assert main(words(model, "--json", "--no-sync")) == 0

@@ -119,7 +119,7 @@ def plan(
 
 @app.command()
 def inspect(
-    adapter: flags.Adapter,
+    adapter: flags.AdapterOnly,
     adapter_name: flags.AdapterName = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -227,12 +227,14 @@ def write(view: StateDict, out: Path, options: Mapping[str, Any], next_step: str
 
 
 def alpha_of(
-    context: typer.Context, alpha: float | None, alpha_for: Sequence[str] | None, schedule: Path | None
+    context: typer.Context, alpha: Sequence[float] | None, alpha_for: Sequence[str] | None, schedule: Path | None
 ) -> Alpha:
     """Alpha as the options say it together."""
-    if alpha is None and schedule is None:
+    if len(alpha or ()) > 1:
+        raise typer.BadParameter("given more than once: one output has one", ctx=context, param_hint="--alpha")
+    if not alpha and schedule is None:
         raise typer.BadParameter("none is given, and no --schedule FILE", ctx=context, param_hint="--alpha")
-    return combined(alpha, alpha_for or [], schedule)
+    return combined(alpha[0] if alpha else None, alpha_for or [], schedule)
 
 
 def session_of(context: typer.Context) -> Session:

@@ -150,7 +150,7 @@ def combine(
 @app.command()
 def rescale(
     context: typer.Context,
-    adapter: flags.Adapter,
+    adapter: flags.AdapterOnly,
     out: flags.Out,
     alpha: flags.Alpha = None,
     alpha_for: flags.AlphaFor = None,

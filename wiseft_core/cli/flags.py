@@ -20,12 +20,21 @@ Adapter = Annotated[
     Path,
     typer.Argument(help="The adapter's folder, or a full fine-tuned checkpoint.", parser=_path),
 ]
+AdapterOnly = Annotated[
+    Path,
+    typer.Argument(metavar="ADAPTER", help="The adapter's folder.", parser=_path),
+]
 Out = Annotated[Path, typer.Argument(help="The folder to write: new or empty.", parser=_path)]
 DemoOut = Annotated[Path, typer.Argument(help="The folder to make.", parser=_path)]
 Written = Annotated[Path, typer.Argument(help="A folder that wiseft wrote.", parser=_path)]
 BaseOfAdapter = Annotated[
     Path | None,
-    typer.Option("--base", metavar="BASE", help="The base: for DoRA, and for whole tensors.", parser=_path),
+    typer.Option(
+        "--base",
+        metavar="BASE",
+        help="The base: needed where the change depends on it, or its factors do not tell the weight's shape.",
+        parser=_path,
+    ),
 ]
 AgainstBase = Annotated[
     Path | None,
@@ -40,7 +49,9 @@ AgainstAdapter = Annotated[
         parser=_path,
     ),
 ]
-Alpha = Annotated[float | None, typer.Option(metavar="A", help="0 gives the base, 1 the tuned model.")]
+Alpha = Annotated[
+    list[float] | None, typer.Option(metavar="A", help="0 gives the base, 1 the tuned model; given once.")
+]
 Alphas = Annotated[
     list[str] | None,
     typer.Option("--alpha", metavar="A", help="One alpha for each output; again for more, or START:STOP:STEP."),

@@ -45,7 +45,7 @@ class Inspection:
         formula: Where the scale comes from.
         targets: How many modules each name has, layer numbers written as *.
         others: How many tensors of another kind there are (biases, token rows, whole tensors), by kind.
-        saved: Names of the modules with whole tensors.
+        saved: Names of the modules with whole tensors, other than a bias alone.
         dtypes: How many tensors have each dtype.
         bytes: Bytes of all tensors.
         base_model: Where the config says the base came from. Nothing is ever fetched from there.
@@ -156,7 +156,7 @@ def inspect_adapter(path: Path) -> Inspection:
         formula=_formula(kind, config),
         targets=Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", module) for module in found),
         others=Counter(KINDS[part.role] for part in parsed.values() if part.role in KINDS and not part.method),
-        saved=tuple(sorted({part.module for part in parsed.values() if part.role == "value"})),
+        saved=tuple(sorted({part.module for part in parsed.values() if _is_saved(part)})),
         dtypes=Counter(spec.dtype for spec in specs.values()),
         bytes=sum(spec.nbytes for spec in specs.values()),
         base_model=base_model if isinstance(base_model, str) and base_model else None,
@@ -174,6 +174,11 @@ def _parsed(
     except WiseftError as refusal:
         refusals.append(refusal)
         return {}, ()
+
+
+def _is_saved(part: PeftKey) -> bool:
+    """Whether a key is a whole tensor of a module that was saved: a bias of bias="all" and a prompt are of none."""
+    return part.role == "value" and part.parameter != "bias" and bool(part.module)
 
 
 def _families(sites: Iterable[Site], config: AdapterConfig | None, refusals: list[WiseftError]) -> dict[str, str]:

@@ -6,11 +6,14 @@ Schedules room. Standard library only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from wiseft_core.errors import ConfigError, UnusedPattern, WiseftError, listed, nearest
 from wiseft_core.schedules.depth import ByDepth
 from wiseft_core.schedules.number import check_alpha
 from wiseft_core.types import Alpha, Schedule
+
+LISTING: Final = "`wiseft plan --json` lists the tensors that tuning touches"
 
 
 def resolve(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = False) -> dict[str, float]:
@@ -46,7 +49,7 @@ def _check_depths(values: Iterable[object], names: Sequence[str]) -> None:
                 f"by_depth.within {value.within!r}",
                 expected=f"components with a layer number behind them in one of the {len(names)} touched names",
                 got="no name that has them",
-                hint=f"names such as {listed(near)}" if near else "`plan` lists the tensors that tuning touches",
+                hint=f"names such as {listed(near)}" if near else LISTING,
             )
 
 
@@ -121,7 +124,7 @@ def _unused(keys: Sequence[str], names: Sequence[str]) -> Iterator[WiseftError]:
             f"alpha[{key!r}]",
             expected=f"a name or glob of one of the {len(names)} tensors that tuning touches",
             got="no tensor that it matches",
-            hint=f"the nearest: {', '.join(near)}" if near else "`plan` lists the tensors that tuning touches",
+            hint=f"the nearest: {', '.join(near)}" if near else LISTING,
         )
 
 
