@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from torch import Tensor
-
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_completion import completed
 from wiseft_core.config_fields import plain
+from wiseft_core.dtypes import raw_bytes
 from wiseft_core.errors import ConfigError, ConfigNeeded
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.made import Made
@@ -114,13 +113,6 @@ def _write_weights(path: Path, source: Source, keys: Mapping[str, str], sync: bo
     except BaseException:
         writer.abort()
         raise
-
-
-def raw_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, on the processor."""
-    import torch
-
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _manifest(adapter: Adapter, written: Mapping[str, tuple[int, str]], sync: bool) -> bytes:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wiseft_core.bound import Prepared
+from wiseft_core.dtypes import raw_bytes
 from wiseft_core.report import Problem
 from wiseft_core.sources import Memory, Source
 from wiseft_core.statedict import StateDict
@@ -119,7 +120,7 @@ def _pieces(view: StateDict, name: str) -> Iterator[_Piece]:
 def _value(prepared: Callable[[], Prepared], tile: Tile) -> Tensor:
     """The bytes of a tile, computed again."""
     with torch.no_grad():
-        return _raw(prepared().value(tile))
+        return raw_bytes(prepared().value(tile))
 
 
 def _copied(source: Source, key: str, name: str, start: int, stop: int) -> Iterator[_Piece]:
@@ -132,12 +133,7 @@ def _copied(source: Source, key: str, name: str, start: int, stop: int) -> Itera
 def _stored(source: Source, key: str, start: int, stop: int) -> Tensor:
     """Bytes [start, stop) of a tensor as its source has them."""
     if not isinstance(source, Checkpoint):
-        return _raw(source.get_tensor(key))[start:stop]
+        return raw_bytes(source.get_tensor(key))[start:stop]
     piece = torch.empty(stop - start, dtype=torch.uint8)
     source.file_of(key).read_into(piece.numpy().data, key, start)
     return piece
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -103,3 +103,8 @@ def _not_a_tensor(name: str, got: str) -> DtypeMismatch:
     hint = "pass a materialised, dense, unquantised tensor for this name"
     expected = "a dense torch tensor with data, or a numpy array of numbers"
     return DtypeMismatch(f"{show(name)} cannot be computed with", expected=expected, got=got, hint=hint)
+
+
+def raw_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor as one axis of uint8, on the processor; its own memory where that is possible."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wiseft_core.blending import Share
 from wiseft_core.bound import Bound, Prepared
+from wiseft_core.dtypes import raw_bytes
 from wiseft_core.executors import Task, run
 from wiseft_core.sources import Source
 from wiseft_core.statedict import StateDict
@@ -159,7 +160,7 @@ def _compute(writers: Sequence[ShardWriter], once: _Once, tiles: Sequence[Tile],
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, in its own memory where that is possible."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return raw_bytes(tensor).numpy().data
 
 
 class _Last:
