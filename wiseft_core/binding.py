@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from wiseft_core import guards
 from wiseft_core.config import AdapterConfig
@@ -22,33 +22,55 @@ from wiseft_core.steps import Scene, StepSpec, steps_of, token_rows
 from wiseft_core.types import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """A base tensor that tuning changes, and how.
+class Piece(NamedTuple):
+    """A run of a stored tensor that is a tensor of its own to those who change it: an expert, or the rows of `q`.
 
     Attributes:
-        name: Its name in the base.
-        spec: Its dtype and shape in the base.
-        steps: The changes, in the order in which they apply.
+        start: Its first element in the flattened tensor.
+        shape: Its shape.
+        steps: The changes, in the order in which they apply; they see a weight of this shape.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    steps: tuple[StepSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A tensor of the result that tuning changes, and how.
+
+    Attributes:
+        name: Its name in the result.
+        spec: Dtype and shape of the base tensor that it is made from.
+        pieces: What is changed of it, ascending and apart; what lies between them stays. One piece is the rule. Of a
+            resized vocabulary the piece has the new shape: rows that the base does not have are as trained, always.
         rows: The rows that are touched, ascending; None for all.
         entries: For each of `rows`, its position along the `row` axis of the adapter's factors.
     """
 
     name: str
     spec: TensorSpec
-    steps: tuple[StepSpec, ...]
+    pieces: tuple[Piece, ...]
     rows: tuple[int, ...] | None = None
     entries: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> tuple[StepSpec, ...]:
+        """The changes of all pieces."""
+        return tuple(step for piece in self.pieces for step in piece.steps)
 
     def as_dict(self) -> dict[str, Any]:
         """The binding as JSON sees it."""
         rows = {} if self.rows is None else {"rows": list(self.rows)}
-        return {
-            "dtype": self.spec.dtype,
-            "shape": list(self.spec.shape),
-            "steps": [step.as_dict() for step in self.steps],
-            **rows,
-        }
+        steps = [[step.as_dict() for step in piece.steps] for piece in self.pieces]
+        whole = [piece[:2] for piece in self.pieces] == [(0, self.spec.shape)]
+        parts = [
+            {"start": piece.start, "shape": list(piece.shape), "steps": of_piece}
+            for piece, of_piece in zip(self.pieces, steps, strict=True)
+        ]
+        changes = {"steps": steps[0]} if whole else {"pieces": parts}
+        return {"dtype": self.spec.dtype, "shape": list(self.spec.shape), **changes, **rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +84,10 @@ class Plan:
         same: Integer tensors that both sides must hold alike: base name to adapter key.
         copies: Adapter keys that must hold the same as another one, which is used: key to key.
         ignored: Adapter keys that mean nothing for the weights (counters, PEFT's own copies of the base).
-        homes: For each new tensor, the base tensor whose file it joins, where there is one.
+        sources: For each tensor of the result that is made from a base tensor of another name, that name: the head of
+            a model whose embedding was tied to it, the layers of a model that was grown.
+        homes: For each tensor that the base does not have, the base tensor whose file it joins, where there is one.
+        config: What changes in the base's config.json, by dotted path.
         rule: The prefix rule: "exact", "+model." or "-bert.".
         notes: What a human should know.
     """
@@ -73,7 +98,9 @@ class Plan:
     same: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
     homes: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
     rule: str = "exact"
     notes: tuple[str, ...] = ()
 
@@ -199,8 +226,8 @@ def _sum(bindings: Sequence[Binding]) -> Binding | None:
     if not bindings:
         return None
     rows = union_rows([bound.rows for bound in bindings])
-    steps = tuple(step for bound in bindings for step in bound.steps)
-    return Binding(bindings[0].name, bindings[0].spec, steps, rows)
+    pieces = tuple(piece for bound in bindings for piece in bound.pieces)
+    return Binding(bindings[0].name, bindings[0].spec, pieces, rows)
 
 
 def union_rows(lists: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
@@ -230,7 +257,7 @@ def _bind_sites(placed: Placement, scene: Scene) -> dict[str, Binding]:
             steps = steps_of(site, name, spec, scene)
             rows = token_rows(site, name, spec, scene) if "rows" in site.factors else (None, ())
             if steps:
-                bindings[name] = Binding(name, spec, steps, *rows)
+                bindings[name] = Binding(name, spec, (Piece(0, spec.shape, steps),), *rows)
         except WiseftError as error:
             problems.append(error)
     WiseftError.raise_all(problems)

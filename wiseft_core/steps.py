@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import (
@@ -30,6 +30,28 @@ INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
 
 
+class Cut(NamedTuple):
+    """The part of a site's factors that one piece of the base needs: a site may lie over several pieces.
+
+    Attributes:
+        experts: How many matrices the factors pack, as PEFT packs those of a parameter (E, out, in): A (E·rank, in)
+            has expert after expert, B (out, rank·E) has the expert as its fastest axis. 0: one matrix, not packed.
+            A whole trained tensor is (E, ...) itself.
+        expert: Which of them.
+        out: The rows [first, last) along the factors' axis `out`; None: all.
+        into: The same along the axis `in`.
+    """
+
+    experts: int = 0
+    expert: int = 0
+    out: tuple[int, int] | None = None
+    into: tuple[int, int] | None = None
+
+
+UNCUT: Final = Cut()
+"""All of the factors."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepSpec:
     """One change to one tensor, by names.
@@ -43,6 +65,7 @@ class StepSpec:
         factors: The adapter key of each factor by role.
         form: Which of the family's forms it is.
         beside: The base tensor of each role that is another parameter of the module.
+        cut: The part of the factors that is used.
     """
 
     family: str
@@ -53,6 +76,7 @@ class StepSpec:
     factors: Mapping[str, str]
     form: int = 0
     beside: Mapping[str, str] = field(default_factory=dict)
+    cut: Cut = UNCUT
 
     @property
     def scale(self) -> float:
@@ -62,7 +86,9 @@ class StepSpec:
     def as_dict(self) -> dict[str, Any]:
         """The step as JSON sees it."""
         shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
-        others = {"beside": dict(self.beside)} if self.beside else {}
+        others: dict[str, Any] = {"beside": dict(self.beside)} if self.beside else {}
+        if self.cut != UNCUT:
+            others["cut"] = {key: value for key, value in self.cut._asdict().items() if value is not None}
         shown |= {"options": dict(self.hyper.options), "rank": self.rank}
         return {**shown, "factors": dict(self.factors), **others}
 
