@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import Binding, Plan, new_twice, union_rows
 from wiseft_core.blending import Share, Term, tile_change, tile_values
 from wiseft_core.errors import DtypeMismatch, WiseftError
 from wiseft_core.families import Change, Family
 from wiseft_core.layouts import LAYOUTS
+from wiseft_core.plans import Binding, Plan, new_twice, union_rows
 from wiseft_core.sources import Memory, Source
 from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import Numbers, Read, Step, Tile, factor_matrix, grid, measured, not_finite

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import joined
 from wiseft_core.bound import Bound, Part
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.planning import bind_sources
+from wiseft_core.plans import joined
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.types import Alpha

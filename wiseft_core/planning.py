@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wiseft_core.binding import Plan, bind
+from wiseft_core.binding import bind
 from wiseft_core.config import AdapterConfig
 from wiseft_core.families import FAMILIES, Family
+from wiseft_core.plans import Plan
 from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
 from wiseft_core.store.checkpoint import Checkpoint
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import Binding
 from wiseft_core.blending import Term
 from wiseft_core.bound import Bound, Prepared, whole
 from wiseft_core.config import AdapterConfig
@@ -24,6 +23,7 @@ from wiseft_core.interpolation import bound_of
 from wiseft_core.made import Made
 from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
+from wiseft_core.plans import Binding
 from wiseft_core.sites import collect
 from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
 from wiseft_core.statedict import StateDict
