@@ -187,7 +187,7 @@ class _Sum:
 
     def _product(self, term: Term, alpha: float) -> Pair:
         """What one adapter adds, as a product; trained rows are one component each."""
-        step = term.steps[-1]
+        step = term.steps(0)[-1]
         if term.rows is None:
             return Pair(step.factors["A"], step.factors["B"] * (step.hyper.scale * alpha))
         base, (height, width) = self.bound.base, matrix_shape(self.bound.base.specs[self.name].shape)
@@ -199,7 +199,7 @@ class _Sum:
         """The sum itself, (out, in)."""
         change = torch.empty(matrix_shape(prepared.shape), dtype=torch.float64)
         for tile in prepared.tiles():
-            change.view(-1)[tile.start : tile.stop] = prepared.change(tile).reshape(-1)
+            change.view(-1)[tile.start : tile.stop] = prepared.change(tile)
         return change.T if self.layout.rows == "in" else change
 
 
