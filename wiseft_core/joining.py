@@ -18,7 +18,7 @@ from wiseft_core import lowrank
 from wiseft_core.binding import Binding
 from wiseft_core.blending import Term
 from wiseft_core.bound import Bound, Part, Prepared
-from wiseft_core.combination import all_tuned
+from wiseft_core.combination import all_tuned, check_plain, check_resized
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.families.lora import delta
@@ -120,6 +120,8 @@ def combine_adapters(
         device="cpu",
         families=families,
     )
+    check_resized(bound)
+    check_plain(bound)
     view = StateDict(bound, [alpha for _, alpha in pairs], extrapolate=extrapolate)
     bound.check_values([False] * len(tuned))
     with torch.no_grad():
