@@ -108,18 +108,29 @@ def rescale(
         families=families,
     )
     view = StateDict(bound, (alpha,), extrapolate=extrapolate)
-    uses = _uses(view)
+    changed = rescaled_tensors(view)
+    tensors = {
+        saved: changed[key] if key in changed else whole(bound.parts[0].adapter, key)
+        for key, saved in saved_keys(parsed, spelling).items()
+    }
+    return Made(tensors, tuned.config, view=view)
+
+
+def rescaled_tensors(view: StateDict) -> dict[str, Tensor]:
+    """The adapter's tensors that are others at the view's alpha, by their keys.
+
+    Raises:
+        Unsupported: A change has no closed form, or none for all the parts of the base that it is made in.
+        NotFinite: As for `rescale`.
+    """
+    bound, uses = view.bound, _uses(view)
     WiseftError.raise_all([problem for use in uses.values() for problem in _open_use(bound, use)])
     bound.check_values([False])
     changed: dict[str, Tensor] = {}
     with torch.no_grad():
         for use in uses.values():
             changed |= _rescaled(bound, use)
-    tensors = {
-        saved: changed[key] if key in changed else whole(bound.parts[0].adapter, key)
-        for key, saved in saved_keys(parsed, spelling).items()
-    }
-    return Made(tensors, tuned.config, view=view)
+    return changed
 
 
 def _refuse_checkpoint() -> None:
