@@ -6,7 +6,7 @@ Naming room, and the only module that imports transformers: when it is called, n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from wiseft_core.naming.renames import How, Rule, Rules
