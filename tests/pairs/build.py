@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import peft
 import torch
 import transformers
+from pairs import plain
 from pairs.models import MODELS
 from pairs.pair import Pair, State
 from safetensors.torch import load_file, save_file
@@ -54,6 +55,11 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
+def class_of(kind: str) -> Any:
+    """The class of that name, transformers' or ours."""
+    return getattr(plain, kind, None) or getattr(transformers, kind)
+
+
 def fill(model: nn.Module, seed: int) -> None:
     """Random values everywhere, so that no two tensors are alike and no factor is without effect."""
     draw = torch.Generator().manual_seed(seed)
@@ -70,7 +76,7 @@ def base_folder(model: str, form: str, spell: Any = None) -> Path:
     folder = Path(KEEP.name, f"{model}-{form}-{id(spell) if spell else 0}")
     kind, sizes = MODELS[model]
     with quiet():
-        cls = getattr(transformers, kind)
+        cls = class_of(kind)
         torch.manual_seed(0)
         made = cls(cls.config_class(**sizes))
         fill(made, seed=1)
@@ -95,7 +101,7 @@ def load(folder: Path, kind: str) -> tuple[nn.Module, Loaded]:
     """What transformers makes of a folder."""
     with quiet():
         torch.manual_seed(3)
-        model, info = getattr(transformers, kind).from_pretrained(
+        model, info = class_of(kind).from_pretrained(
             folder, output_loading_info=True, dtype=torch.float32, local_files_only=True
         )
     assert not info["mismatched_keys"] and not info.get("error_msgs"), info
@@ -150,7 +156,7 @@ def tune(pair: Pair) -> Tuned:
     if pair.oracle:
         state = pair.oracle(before.state, {key.removeprefix(PREFIX): t for key, t in adapter.items()}, state)
     if pair.respell:
-        spelled = {PREFIX + pair.respell(key.removeprefix(PREFIX)): value for key, value in adapter.items()}
+        spelled = {pair.respell(key): value for key, value in adapter.items()}
         save_file(spelled, folder / "adapter_model.safetensors", {"format": "pt"})
     return Tuned(folder, state)
 
@@ -171,6 +177,6 @@ def tune_by_hand(pair: Pair) -> Tuned:
     folder.mkdir()
     adapter, state = pair.by_hand(base_of(pair, pair.formats[-1])[1].state)
     save_file({PREFIX + key: value for key, value in adapter.items()}, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "bias": "none", **pair.options}
+    config = {"peft_type": "LORA", "bias": "none", "peft_version": "0.17.1", **pair.options}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return Tuned(folder, state)

@@ -25,3 +25,14 @@ def once(base: State, adapter: State, merged: State) -> State:
     delta = SCALE * (adapter["model.embed_tokens.lora_embedding_B"] @ adapter["model.embed_tokens.lora_embedding_A"]).T
     weight = base["model.embed_tokens.weight"] + delta
     return {**merged, "model.embed_tokens.weight": weight, "lm_head.weight": weight}
+
+
+def replicated(base: State, adapter: State, merged: State) -> State:
+    """Each replica of a layer is a weight of its own, with its own delta; layer 2 is layer 1 again."""
+    state = {}
+    for name in merged:
+        weight, module = base[name.replace("layers.2.", "layers.1.")], name.removesuffix(".weight")
+        if f"{module}.lora_A.weight" in adapter:
+            weight = weight + SCALE * adapter[f"{module}.lora_B.weight"] @ adapter[f"{module}.lora_A.weight"]
+        state[name] = weight
+    return state

@@ -41,7 +41,7 @@ def check(pair: Pair, form: str, alpha: float) -> None:
     for name, after in tuned.state.items():
         if name in pair.absent:
             continue
-        before = None if name in base.missing else base.state.get(name)
+        before = None if name in base.missing else base.state.get(pair.origin(name) if pair.origin else name)
         wanted = mixed(before, after, alpha)
         assert got.state[name].shape == wanted.shape, name
         if alpha == 0:

@@ -29,10 +29,11 @@ class Pair:
         vocabulary: The tuned model's size of vocabulary, where it was resized.
         spell: New spelling of the base's names on disk, after transformers saved them.
         respell: New spelling of the adapter's keys, after PEFT saved them.
-        by_hand: Makes the adapter's tensors instead of PEFT, from the base's state: (keys without PEFT's prefix, tuned).
+        by_hand: Makes adapter (keys without PEFT's prefix) and tuned state from the base's, instead of PEFT.
         oracle: The tuned state by formula, where PEFT's merge is not the truth: (base, adapter, PEFT's merge) to state.
         fault: What PEFT does wrong, if `oracle` stands in for its merge.
         tied: The argument of `interpolate`.
+        origin: The base's name of a tuned tensor, where layers were replicated.
         absent: Parameters that neither base nor adapter has: transformers must miss them, and nobody can compare them.
         legal: Perturbations that a right resolver cannot see, by name, and why.
         formats: The formats that the base is saved in.
@@ -50,6 +51,7 @@ class Pair:
     oracle: Callable[[State, State, State], State] | None = None
     fault: str = ""
     tied: str = "untie"
+    origin: Callable[[str], str] | None = None
     absent: frozenset[str] = frozenset()
     legal: Mapping[str, str] = field(default_factory=dict)
     formats: tuple[str, ...] = FORMATS

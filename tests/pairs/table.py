@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pairs import text, vision
+from pairs import experts, text, vision
 from pairs.pair import Pair
 from pairs.todo import TODO
 
-PAIRS: dict[str, Pair] = {pair.name: pair for pair in [*text.TABLE, *vision.TABLE]}
+PAIRS: dict[str, Pair] = {pair.name: pair for pair in [*text.TABLE, *vision.TABLE, *experts.TABLE]}
 
 
 def ready() -> list[tuple[str, str]]:

@@ -7,6 +7,15 @@ from pairs.pair import Pair, lora, swap
 
 GAMMA = swap(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+BERT_HEAD = frozenset(
+    f"cls.predictions.{name}"
+    for name in (
+        "bias",
+        "transform.dense.weight",
+        "transform.dense.bias",
+        *("transform.LayerNorm." + w for w in ("weight", "bias")),
+    )
+)
 TIED_MERGE = "PEFT adds the delta to the tensor that embedding and head share"
 
 LLAMA = [
@@ -58,6 +67,14 @@ LLAMA = [
         tuned="LlamaForSequenceClassification",
         absent=frozenset({"score.weight"}),
     ),
+    Pair(
+        "llama_replicated",
+        "llama",
+        lora("q_proj", "down_proj", layer_replication=[[0, 2], [1, 2]]),
+        oracle=formulas.replicated,
+        origin=swap(("model.layers.2.", "model.layers.1.")),
+        fault="PEFT adds the deltas of all replicas to the one tensor that they share",
+    ),
     Pair("llama_bare_adapter", "llama", lora("q_proj", "up_proj"), tuned="LlamaModel"),
 ]
 KIN = [
@@ -94,6 +111,19 @@ ENCODERS = [
         lora("query", "key", task_type="TOKEN_CLS"),
         tuned="RobertaForTokenClassification",
     ),
+    Pair("bert_vera", "bert", {"target_modules": ["query", "value"], "r": 4}, method="Vera"),
+    Pair("bert_bare_base", "bert", lora("query", "output.dense"), tuned="BertForMaskedLM", absent=BERT_HEAD),
+    Pair("deberta", "deberta", lora("query_proj", "value_proj", "dense")),
+    Pair(
+        "distilbert_seqcls",
+        "distilbert",
+        lora("q_lin", "v_lin", "lin1", task_type="SEQ_CLS", modules_to_save=["pre_classifier"]),
+        tuned="DistilBertForSequenceClassification",
+    ),
+    Pair("nomic_bert_qkv", "nomic_bert", lora("q_proj", "k_proj", "v_proj", "down_proj")),
+    Pair("nomic_bert_only_v_dora", "nomic_bert", lora("v_proj", "gate_proj", use_dora=True)),
+    Pair("t5_ia3", "t5", {"target_modules": ["k", "v", "wo"], "feedforward_modules": ["wo"]}, method="IA3"),
+    Pair("bart", "bart", lora("q_proj", "v_proj", "fc2")),
     Pair("t5", "t5", lora("q", "v", "wo")),
 ]
 TABLE = [*LLAMA, *KIN, *ENCODERS]
