@@ -15,8 +15,8 @@ from wiseft_core import errors, open_checkpoint, save_checkpoint
 from wiseft_core.combination import check_plain, check_resized
 from wiseft_core.comparison import compare, wanted
 from wiseft_core.evaluation import Metric
+from wiseft_core.landings import Cut
 from wiseft_core.plans import Piece
-from wiseft_core.steps import Cut
 from wiseft_core.sweeping import save_sweep
 
 ALPHAS = [0.0, 0.3, 1.0]

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from wiseft_core import guards
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, UnusedPattern, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.methods import companions, suffixes
+from wiseft_core.naming.live import live_rules
 from wiseft_core.naming.peft import UNUSED, parse_keys
+from wiseft_core.naming.renames import links
+from wiseft_core.naming.table import rules_of
 from wiseft_core.orientation import Orientation
 from wiseft_core.places import Placed, Placement, place
 from wiseft_core.plans import Binding, Piece, Plan
 from wiseft_core.sites import collect, copies
 from wiseft_core.steps import Scene, at, steps_of, token_rows
 from wiseft_core.types import TensorSpec
-from wiseft_core.views import View, disk_view
+from wiseft_core.views import View, disk_view, memory_view
 from wiseft_core.vocabulary import edits, is_resized
 
 
@@ -87,7 +91,13 @@ def bind(
 
 def views_of(base: Mapping[str, TensorSpec], base_config: Mapping[str, object] | None) -> list[View]:
     """The ways to see a base: as on disk, and as in memory where the rules for its model are known."""
-    return [disk_view(base)]
+    rules = rules_of(base_config)
+    if rules is None and base_config is not None and "model_type" in base_config:
+        rules = live_rules(base_config)
+    seen = [disk_view(base)]
+    if rules is not None:
+        seen.append(memory_view(base, partial(links, rules=rules)))
+    return seen
 
 
 def _notes(bindings: Mapping[str, Binding], placed: Placement, families: Mapping[str, Family]) -> Iterator[str]:

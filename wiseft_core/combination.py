@@ -14,9 +14,9 @@ from wiseft_core.bound import Bound
 from wiseft_core.errors import ConfigError, Unsupported, WiseftError, listed, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import bound_of
+from wiseft_core.landings import UNCUT
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
-from wiseft_core.steps import UNCUT
 from wiseft_core.types import Alpha
 
 

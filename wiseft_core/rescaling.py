@@ -22,6 +22,7 @@ from wiseft_core.cutting import whole
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
+from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import matrix_shape
 from wiseft_core.made import Made
 from wiseft_core.methods import suffixes
@@ -31,7 +32,7 @@ from wiseft_core.sites import collect
 from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
 from wiseft_core.spans import united
 from wiseft_core.statedict import StateDict
-from wiseft_core.steps import UNCUT, Cut, StepSpec
+from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
 from wiseft_core.types import Alpha, TensorSpec
 
