@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from wiseft_core import guards
+from wiseft_core import guards, ties
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, UnusedPattern, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
@@ -22,8 +22,10 @@ from wiseft_core.naming.table import rules_of
 from wiseft_core.orientation import Orientation
 from wiseft_core.places import Placed, Placement, place
 from wiseft_core.plans import Binding, Piece, Plan
+from wiseft_core.replication import grown
 from wiseft_core.sites import collect, copies
 from wiseft_core.steps import Scene, at, steps_of, token_rows
+from wiseft_core.ties import as_tied, bonds_of, check, settle
 from wiseft_core.types import TensorSpec
 from wiseft_core.views import View, disk_view, memory_view
 from wiseft_core.vocabulary import edits, is_resized
@@ -38,6 +40,8 @@ def bind(
     shared: Sequence[frozenset[str]] = (),
     complete: bool = False,
     output_dtype: str | None = None,
+    tied: str = "untie",
+    apart: bool = False,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Plan:
     """Find the base tensor of every adapter tensor, or say why not.
@@ -50,6 +54,9 @@ def bind(
         shared: Groups of base names that share memory.
         complete: The adapter is a full checkpoint: it must cover the base.
         output_dtype: Dtype of every float tensor of the result; None: each keeps its own.
+        tied: What becomes of an embedding and a head that are one tensor, where tuning makes them differ: "untie"
+            writes both, "share" adds both changes to the one.
+        apart: Write both in any case.
         families: The methods to know.
     Raises:
         BindingError, ShapeMismatch, ConfigError, Unsupported: Everything that does not fit, all of it at once.
@@ -59,33 +66,43 @@ def bind(
         config.check_work({part.module for part in parsed.values()})
     sites = collect(parsed)
     sites = (*sites, *companions(sites, families))
-    placed = place(sites, views_of(base, base_config), adapter, config)
-    found, same = _counters(placed.placed, base, adapter)
-    touched = dict.fromkeys(landing.name for one in found for landing in one.landed.landings)
-    problems = [*_new_problems(placed.new, adapter), *(_uncovered(base, placed) if complete else [])]
-    WiseftError.raise_all(problems)
+    model = grown(base, config.layer_replication if config is not None else (), base_config)
+    bonds = () if complete else bonds_of(model.specs, base_config, shared, sites, as_tied(tied))
+    specs = dict(model.specs) | {bond.other: model.specs[bond.source] for bond in bonds if bond.alias}
+    placed = place(sites, views_of(specs, base_config), adapter, config)
+    found, same = _counters(placed.placed, specs, adapter)
+    WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed) if complete else [])])
+    settled = settle(bonds, found, config, as_tied(tied), apart=apart)
+    touched = dict.fromkeys(landing.name for one in settled.placed for landing in one.landed.landings)
     if not complete:
-        guards.tied([*touched, *placed.new], base, base_config, shared)
-    guards.quantized(list(touched), base, base_config)
+        check(bonds, [*touched, *placed.new], base, base_config, as_tied(tied))
+    guards.quantized(list(touched), specs, base_config)
     replaced = frozenset(one.name for one in found if "value" in one.site.factors)
     orientation = Orientation.of(found, adapter, config, base_config)
-    scene = Scene(adapter, config, orientation, _ranks(found, adapter), families, base, replaced)
-    bindings = _bindings(found, scene)
+    scene = Scene(adapter, config, orientation, _ranks(found, adapter), families, specs, replaced)
+    bindings = _bindings(settled.placed, scene)
     _check_patterns(config, found)
-    outputs = {name: _output(_resized(spec, bindings.get(name)), output_dtype) for name, spec in base.items()}
-    outputs |= {name: _output(adapter[key], output_dtype) for name, key in placed.new.items()}
-    resized = {name: outputs[name].shape for name in bindings if outputs[name].shape != base[name].shape}
+    left_out = {bond.other for bond in bonds if bond.alias and bond.other not in settled.kept}
+    sources = {**model.sources, **{bond.other: bond.source for bond in bonds if bond.other in settled.kept}}
+    result = {name: _resized(spec, bindings.get(name)) for name, spec in specs.items() if name not in left_out}
+    resized = {name: result[name].shape for name in bindings if result[name].shape != specs[name].shape}
+    result |= {name: adapter[key] for name, key in placed.new.items()}
     return Plan(
-        outputs=outputs,
-        bindings={name: bindings[name] for name in base if name in bindings},
+        outputs={name: _output(spec, output_dtype) for name, spec in result.items()},
+        bindings={name: bindings[name] for name in result if name in bindings},
         new=placed.new,
         same=same,
-        copies=copies(parsed),
+        copies={**copies(parsed), **settled.copies},
         ignored=tuple(sorted(key for key, part in parsed.items() if part.role in UNUSED)),
-        homes=_homes(placed.new, base),
-        config=edits(resized, outputs, base, base_config),
+        sources=sources,
+        homes=_homes(placed.new, base) | {name: source for name, source in sources.items() if name not in base},
+        config={
+            **model.config,
+            **edits(resized, result, specs, base_config),
+            **(ties.edits(base_config) if settled.untied else {}),
+        },
         rule=placed.rule,
-        notes=tuple(_notes(bindings, placed, families)),
+        notes=tuple(_notes(bindings, placed, settled.note, families)),
     )
 
 
@@ -100,12 +117,16 @@ def views_of(base: Mapping[str, TensorSpec], base_config: Mapping[str, object] |
     return seen
 
 
-def _notes(bindings: Mapping[str, Binding], placed: Placement, families: Mapping[str, Family]) -> Iterator[str]:
+def _notes(
+    bindings: Mapping[str, Binding], placed: Placement, tied: str, families: Mapping[str, Family]
+) -> Iterator[str]:
     """What a human should know of a plan."""
     used = dict.fromkeys(step.family for bound in bindings.values() for step in bound.steps)
     yield from (families[name].note for name in used if families[name].note)
     if placed.new:
         yield f"not in the base, carried as trained at every alpha: {listed(placed.new, most=10)}"
+    if tied:
+        yield tied
     if any(one.site.twice for one in placed.placed):
         yield "the output projection of torch's attention counts twice, as PEFT 0.21 trains and merges it"
 
@@ -186,7 +207,10 @@ def _bindings(found: Sequence[Placed], scene: Scene) -> dict[str, Binding]:
             continue
         for landing in one.landed.landings if steps else ():
             shape = weight if weight != one.landed.shape else landing.shape
-            pieces[landing.name].append(Piece(landing.start, shape, tuple(at(step, landing) for step in steps)))
+            piece = Piece(landing.start, shape, tuple(at(step, landing) for step in steps))
+            here = pieces[landing.name]
+            before = here.pop() if here and here[-1][:2] == piece[:2] else None  # both changes of a tied tensor
+            here.append(piece if before is None else piece._replace(steps=(*before.steps, *piece.steps)))
     WiseftError.raise_all(problems)
     ordered = {name: tuple(sorted(those, key=lambda piece: piece.start)) for name, those in pieces.items()}
     return {

@@ -92,6 +92,7 @@ class Bound:
     output_dtype: str | None
     overflow: str
     device: torch.device | None
+    tied: str = "untie"
     packed: Packed = field(default_factory=Packed, repr=False, compare=False)
 
     def source(self, name: str) -> tuple[Source, str]:

@@ -109,7 +109,7 @@ def place(
         raise min(problems, key=lambda error: len(error.others))
     if len(found) > 1:
         found = [one for one in found if all(_plausible(placed, adapter) for placed in one.placed)] or found
-    effects = {tuple((at.site.target, at.landed.landings) for at in one.placed) for one in found}
+    effects = {tuple(map(_effect, one.placed)) for one in found}
     if len(effects) > 1:
         raise AmbiguousName(
             f"{listed(site.target for site in required)} — {len(effects)} prefixes lead to different base tensors",
@@ -118,6 +118,13 @@ def place(
             hint="the base holds several towers with these names: give the adapter full names, or one tower as base",
         )
     return found[0]
+
+
+def _effect(placed: Placed) -> tuple[object, ...]:
+    """What a place comes to: which bytes, with which factors; for a square weight, which way round too."""
+    runs = placed.landed.landings
+    turned = [landing._replace(across=False) if len(set(landing.shape)) > 1 else landing for landing in runs]
+    return (placed.site.target, *turned)
 
 
 def may_be_new(site: Site, config: AdapterConfig | None) -> bool:
