@@ -36,10 +36,11 @@ class Loaded(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """An adapter's folder, and the tuned model's state."""
+    """An adapter's folder, the tuned model's state, and the adapter's tensors as PEFT names them."""
 
     folder: Path
     state: State
+    spelled_by_peft: State
 
 
 @contextmanager
@@ -158,7 +159,7 @@ def tune(pair: Pair) -> Tuned:
     if pair.respell:
         spelled = {pair.respell(key): value for key, value in adapter.items()}
         save_file(spelled, folder / "adapter_model.safetensors", {"format": "pt"})
-    return Tuned(folder, state)
+    return Tuned(folder, state, adapter)
 
 
 def train(live: nn.Module) -> None:
@@ -179,4 +180,4 @@ def tune_by_hand(pair: Pair) -> Tuned:
     save_file({PREFIX + key: value for key, value in adapter.items()}, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "bias": "none", "peft_version": "0.17.1", **pair.options}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    return Tuned(folder, state)
+    return Tuned(folder, state, adapter)

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 
 State = dict[str, Tensor]
+FRESH = {"transpose/weight": "the base has no such head to say its shape"}
+SHORTER = {"suffix": "the shorter name is the very name that the base has"}
 FORMATS = ("original", "memory")
 
 
@@ -35,7 +37,7 @@ class Pair:
         tied: The argument of `interpolate`.
         origin: The base's name of a tuned tensor, where layers were replicated.
         absent: Parameters that neither base nor adapter has: transformers must miss them, and nobody can compare them.
-        legal: Perturbations that a right resolver cannot see, by name, and why.
+        legal: Perturbations that may be taken, by label ("suffix/lora_A.weight") or kind ("suffix"), and why.
         formats: The formats that the base is saved in.
     """
 

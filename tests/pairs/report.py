@@ -52,7 +52,7 @@ def main() -> None:
         todo = Path(__file__).with_name("todo.py")
         lines = "".join(f'    "{entry}",\n' for entry in failing)
         value = f"frozenset(\n    {{\n{lines.replace('    ', '        ')}    }}\n)" if failing else "frozenset()"
-        todo.write_text(todo.read_text().partition("TODO:")[0] + f"TODO: frozenset[str] = {value}\n")
+        todo.write_text(todo.read_text().partition("\nTODO:")[0] + f"\nTODO: frozenset[str] = {value}\n")
 
 
 if __name__ == "__main__":

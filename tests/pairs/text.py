@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pairs import formulas
-from pairs.pair import Pair, lora, swap
+from pairs.pair import FRESH, SHORTER, Pair, lora, swap
 
 GAMMA = swap(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+NORMED = ("dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias")
 BERT_HEAD = frozenset(
-    f"cls.predictions.{name}"
-    for name in (
-        "bias",
-        "transform.dense.weight",
-        "transform.dense.bias",
-        *("transform.LayerNorm." + w for w in ("weight", "bias")),
-    )
+    f"cls.predictions.{name}" for name in ("bias", "decoder.bias", *(f"transform.{name}" for name in NORMED))
 )
 TIED_MERGE = "PEFT adds the delta to the tensor that embedding and head share"
 
@@ -59,13 +54,20 @@ LLAMA = [
     Pair("llama_resized", "llama", lora("q_proj", "v_proj"), vocabulary=105),
     Pair("llama_resized_tied", "llama_tied", lora("q_proj", "v_proj"), vocabulary=105),
     Pair("llama_resized_embed", "llama", lora("q_proj", "embed_tokens", "lm_head"), vocabulary=105),
-    Pair("llama_seqcls", "llama", lora("q_proj", task_type="SEQ_CLS"), tuned="LlamaForSequenceClassification"),
+    Pair(
+        "llama_seqcls",
+        "llama",
+        lora("q_proj", task_type="SEQ_CLS"),
+        tuned="LlamaForSequenceClassification",
+        legal=FRESH,
+    ),
     Pair(
         "llama_bare_base",
         "llama_bare",
         lora("q_proj", "up_proj"),
         tuned="LlamaForSequenceClassification",
         absent=frozenset({"score.weight"}),
+        legal=SHORTER,
     ),
     Pair(
         "llama_replicated",
@@ -79,7 +81,12 @@ LLAMA = [
 ]
 KIN = [
     Pair("qwen2_bias_all", "qwen2", lora("q_proj", "o_proj", bias="all")),
-    Pair("qwen2_lora_bias", "qwen2", lora("q_proj", "v_proj", lora_bias=True)),
+    Pair(
+        "qwen2_lora_bias",
+        "qwen2",
+        lora("q_proj", "v_proj", lora_bias=True),
+        legal={"drop/lora_B.bias": "what is not there adds nothing"},
+    ),
     Pair("qwen2_tokens_tied", "qwen2_tied", lora("q_proj", trainable_token_indices=[5, 96])),
     Pair("mistral", "mistral", lora(*ATTENTION)),
     Pair("phi3_fused", "phi3", lora("qkv_proj", "gate_up_proj", "o_proj")),
@@ -90,6 +97,7 @@ KIN = [
         "gpt2_bare",
         lora("c_attn", "attn.c_proj", use_dora=True, fan_in_fan_out=True),
         tuned="GPT2LMHeadModel",
+        legal=SHORTER,
     ),
     Pair("gpt_neox_head", "gpt_neox", lora("query_key_value", "dense", "lm_head")),
     Pair("opt", "opt", lora("q_proj", "v_proj", "fc1")),
@@ -104,21 +112,31 @@ ENCODERS = [
         tuned="BertForSequenceClassification",
         spell=GAMMA,
         absent=frozenset({"bert.pooler.dense.weight"}),
+        legal=FRESH,
     ),
     Pair(
         "roberta_tokens_cls",
         "roberta_mlm",
         lora("query", "key", task_type="TOKEN_CLS"),
         tuned="RobertaForTokenClassification",
+        legal=FRESH,
     ),
     Pair("bert_vera", "bert", {"target_modules": ["query", "value"], "r": 4}, method="Vera"),
-    Pair("bert_bare_base", "bert", lora("query", "output.dense"), tuned="BertForMaskedLM", absent=BERT_HEAD),
+    Pair(
+        "bert_bare_base",
+        "bert",
+        lora("query", "output.dense"),
+        tuned="BertForMaskedLM",
+        absent=BERT_HEAD,
+        legal=SHORTER,
+    ),
     Pair("deberta", "deberta", lora("query_proj", "value_proj", "dense")),
     Pair(
         "distilbert_seqcls",
         "distilbert",
         lora("q_lin", "v_lin", "lin1", task_type="SEQ_CLS", modules_to_save=["pre_classifier"]),
         tuned="DistilBertForSequenceClassification",
+        legal=FRESH,
     ),
     Pair("nomic_bert_qkv", "nomic_bert", lora("q_proj", "k_proj", "v_proj", "down_proj")),
     Pair("nomic_bert_only_v_dora", "nomic_bert", lora("v_proj", "gate_proj", use_dora=True)),

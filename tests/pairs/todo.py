@@ -1,4 +1,7 @@
-"""What the package does not place yet: test ids, "pair" or "pair/format". To be empty when names are done."""
+"""What the package does not do yet: test ids, "pair/format". To be empty when names are done."""
+
+TAKEN = frozenset({"llama_save_norm", "resnet_dora", "gemma3_vlm"})
+"""Pairs that are taken though they were made not to fit: a saved module under a wrong name is carried as a new one."""
 
 TODO: frozenset[str] = frozenset(
     {
@@ -39,8 +42,6 @@ TODO: frozenset[str] = frozenset(
         "gpt_neox_head/original",
         "bert_seqcls_legacy/original",
         "bert_seqcls_legacy/memory",
-        "bert_bare_base/original",
-        "bert_bare_base/memory",
         "nomic_bert_qkv/original",
         "nomic_bert_only_v_dora/original",
         "vit/original",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pairs.pair import Pair, lora, swap
+from pairs.pair import FRESH, SHORTER, Pair, lora, swap
 
 TOWER = swap(("vision_tower.", "vision_tower.vision_model."))
 UNMOVED = "the base is merged untouched when PEFT 0.21 loads these names: PEFT is asked under the new ones"
@@ -39,6 +39,7 @@ TABLE = [
         "dinov2_bare",
         lora("q_proj", "v_proj", modules_to_save=["classifier"]),
         tuned="Dinov2ForImageClassification",
+        legal=FRESH | SHORTER,
     ),
     Pair("siglip", "siglip", lora("q_proj", "fc2")),
     Pair("clip_both_towers", "clip", lora("q_proj", "fc1", "text_projection")),
@@ -47,7 +48,7 @@ TABLE = [
     Pair("clip_text_of_clip", "clip", lora("q_proj", "fc1"), tuned="CLIPTextModel"),
     Pair("clip_text", "clip_text", lora("q_proj", "out_proj")),
     Pair("clip_text_old_base", "clip_text", lora("q_proj", "out_proj"), spell=swap(("^", "text_model."))),
-    Pair("clip_text_old_adapter", "clip_text", lora("q_proj", "fc1"), respell=OLD_TEXT, fault=UNMOVED),
+    Pair("clip_text_old_adapter", "clip_text", lora("q_proj", "fc1"), respell=OLD_TEXT, fault=UNMOVED, legal=SHORTER),
     Pair(
         "clip_text_both_old",
         "clip_text",
