@@ -226,7 +226,7 @@ class Bound:
             problems += [
                 _other_copy(key, used)
                 for key, used in part.plan.copies.items()
-                if not same_bytes(whole(part.adapter, key), whole(part.adapter, used))
+                if not are_copies(whole(part.adapter, key), whole(part.adapter, used))
             ]
             for key, name in () if is_complete else part.plan.consumed().items():
                 if name and name not in part.plan.same and not numerics.is_all_finite(whole(part.adapter, key)):
@@ -241,6 +241,11 @@ class Bound:
             if not all(same_bytes(first, other) for other in rest):
                 problems.append(new_twice(name, "one tensor, the same values in each", "other values in one of them"))
         return problems
+
+
+def are_copies(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, or one is the other's transpose: a head tied to an embedding is seen so."""
+    return same_bytes(one, other) or (one.dim() == 2 == other.dim() and same_bytes(one, other.T.contiguous()))
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -97,7 +97,7 @@ def place(
         AmbiguousName: Several rules place all sites, on different bytes.
         UnclaimedKey: Some site has no place under any rule.
     """
-    required = [site for site in sites if not (site.companion or may_be_new(site, config))]
+    required = [site for site in sites if not (site.companion or may_be_new(site, config, views[0]))]
     found: list[Placement] = []
     problems: list[WiseftError] = []
     for view in views:
@@ -127,14 +127,21 @@ def _effect(placed: Placed) -> tuple[object, ...]:
     return (placed.site.target, *turned)
 
 
-def may_be_new(site: Site, config: AdapterConfig | None) -> bool:
-    """Whether the base may lack this tensor: a whole tensor of a module that was saved with the adapter."""
+def may_be_new(site: Site, config: AdapterConfig | None, base: View) -> bool:
+    """Whether the base may lack this tensor: a whole tensor of a module that was saved with the adapter.
+
+    With bias="all" PEFT saves the biases of modules that were made anew beside a head too, a pooler's for example: of
+    such a module the base has nothing, nor of what that is in.
+    """
     if config is None or set(site.factors) != {"value"}:
         return False
     saved = (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ()))
     # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
     here = f"{site.module}."
-    return any(entry in here and f"{entry}." in here for entry in saved)
+    if any(entry in here and f"{entry}." in here for entry in saved):
+        return True
+    outer = site.module.rpartition(".")[0]
+    return config.bias == "all" and site.parameter == "bias" and bool(outer) and outer not in base.paths
 
 
 def _plausible(placed: Placed, adapter: Mapping[str, TensorSpec]) -> bool:

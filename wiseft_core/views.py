@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from wiseft_core.layouts import Shape, matrix_shape
 from wiseft_core.naming.links import Link, Part
+from wiseft_core.naming.targets import modules_of
 from wiseft_core.types import TensorSpec
 
 Range = tuple[int, int]
@@ -72,6 +74,11 @@ class View:
     parameters: Mapping[str, Parameter]
     links: Links
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        """The paths of all modules, and of those that they are in."""
+        return frozenset(modules_of(self.parameters))
 
 
 def identity(name: str) -> tuple[Link, ...]:
