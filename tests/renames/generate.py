@@ -125,7 +125,7 @@ def distinct(model):
     found, start, sides = {}, 1, {}
     for name, tensor in model.state_dict().items():
         stack = is_stack(model, name, tensor)
-        shape = [size for size in tensor.shape]
+        shape = list(tensor.shape)
         for at, size in enumerate(shape):
             if at < 2 + stack and not (stack and at == 0):
                 shape[at] = 12 * (1 + sides.setdefault(size, len(sides)) % 3)
