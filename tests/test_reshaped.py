@@ -247,6 +247,17 @@ def test_adapters_over_a_resized_tensor_are_refused():
     check_resized(view_of(base, [(adapter, grown), (adapter, other)], [0.5, 0.5], plan=grown).bound)
 
 
+@pytest.mark.parametrize("steps", [[lora("a", "b", layout="embedding")], [full("v"), lora("a", "b")]])
+def test_rows_without_a_value_are_refused(steps):
+    """Rows that the base does not have need a saved value: nothing else says what they are."""
+    base = {"embed": random(9, WIDTH)}
+    adapter = {"a": random(2, 12), "b": random(WIDTH, 2), "v": random(12, WIDTH)}
+    rows = () if len(steps) == 1 else ((3, 10), (0, 1))
+    plan = plan_of(base, {"embed": (whole((12, WIDTH), *steps), *rows)}, shapes={"embed": (12, WIDTH)})
+    with pytest.raises(errors.Unsupported, match="rows that the base does not have"):
+        view_of(base, [(adapter, plan)], [0.5])["embed"]
+
+
 def test_only_whole_weights_become_one_adapter():
     """Pieces, cuts, other names and other sizes are refused where several adapters are to be one."""
     base = {"w": random(8, WIDTH), "u": random(4, WIDTH)}
