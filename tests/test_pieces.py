@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from parted import full, lora, plan_of, union, view_of, whole
 
 from wiseft_core import errors, interpolate, tiles
-from wiseft_core.binding import Piece
+from wiseft_core.landings import Cut
+from wiseft_core.plans import Piece
 from wiseft_core.spans import Place, Span, runs
-from wiseft_core.steps import Cut
 from wiseft_core.tiles import grid
 
 EXPERTS, OUT, IN, RANK = 3, 6, 5, 2

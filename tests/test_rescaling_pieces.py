@@ -7,9 +7,9 @@ import torch
 from parted import full, lora, plan_of, view_of, whole
 
 from wiseft_core import errors
-from wiseft_core.binding import Piece
+from wiseft_core.landings import Cut
+from wiseft_core.plans import Piece
 from wiseft_core.rescaling import rescaled_tensors
-from wiseft_core.steps import Cut
 
 OUT, IN = 4, 6
 

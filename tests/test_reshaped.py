@@ -12,12 +12,12 @@ from parted import full, lora, plan_of, union, view_of, whole
 from safetensors.torch import save_file
 
 from wiseft_core import errors, open_checkpoint, save_checkpoint, tasks, tiles
-from wiseft_core.binding import Piece
 from wiseft_core.combination import check_plain, check_resized
 from wiseft_core.comparison import compare, wanted
 from wiseft_core.evaluation import Metric
 from wiseft_core.jobs import plan_job
-from wiseft_core.steps import Cut
+from wiseft_core.landings import Cut
+from wiseft_core.plans import Piece
 from wiseft_core.store.files import FILES
 from wiseft_core.sweeping import save_sweep
 

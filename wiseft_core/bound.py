@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import Binding, Piece, Plan, new_twice
 from wiseft_core.blending import Each, Share, Term, tile_change, tile_values
 from wiseft_core.cutting import Packed, extended, read_step, shifted, whole
 from wiseft_core.errors import DtypeMismatch, Unsupported, WiseftError, listed
 from wiseft_core.families import Change, Family
 from wiseft_core.layouts import matrix_shape
+from wiseft_core.plans import Binding, Piece, Plan, new_twice
 from wiseft_core.sources import Memory, Source
 from wiseft_core.spans import Place, Span, runs, united
 from wiseft_core.steps import StepSpec
@@ -91,6 +91,7 @@ class Bound:
     output_dtype: str | None
     overflow: str
     device: torch.device | None
+    tied: str = "untie"
     packed: Packed = field(default_factory=Packed, repr=False, compare=False)
 
     def source(self, name: str) -> tuple[Source, str]:

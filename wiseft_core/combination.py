@@ -14,9 +14,9 @@ from wiseft_core.bound import Bound
 from wiseft_core.errors import ConfigError, Unsupported, WiseftError, listed, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import bound_of
+from wiseft_core.landings import UNCUT
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
-from wiseft_core.steps import UNCUT
 from wiseft_core.types import Alpha
 
 
@@ -25,6 +25,7 @@ def combine(
     adapters: Iterable[tuple[Adapter | BaseLike, Alpha]],
     *,
     base_config: Mapping[str, object] | None = None,
+    tied: str = "untie",
     extrapolate: bool = False,
     overflow: str = "error",
     compute_dtype: torch.dtype = torch.float64,
@@ -46,6 +47,7 @@ def combine(
         adapters: Pairs of an adapter and its coefficient, each as `interpolate` takes them. An adapter in memory that
             needs a config is given as an `Adapter`.
         base_config: As for `interpolate`.
+        tied: As for `interpolate`.
         extrapolate: Allow coefficients outside [0, 1], to subtract an adapter for example.
         overflow: As for `interpolate`.
         compute_dtype: As for `interpolate`.
@@ -75,6 +77,7 @@ def combine(
         source,
         tuned,
         base_config=base_config,
+        tied=tied,
         overflow=overflow,
         compute_dtype=compute_dtype,
         output_dtype=output_dtype,

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from wiseft_core import lowrank
-from wiseft_core.binding import Binding
 from wiseft_core.blending import Term
 from wiseft_core.bound import Bound, Part, Prepared
 from wiseft_core.combination import all_tuned, check_plain, check_resized
@@ -27,6 +26,7 @@ from wiseft_core.layouts import CONVOLUTION, EMBEDDING, FLAT, LAYOUTS, WHOLE, La
 from wiseft_core.lowrank import Pair
 from wiseft_core.made import Made
 from wiseft_core.numerics import is_all_finite
+from wiseft_core.plans import Binding
 from wiseft_core.sources import Adapter, BaseLike, as_source
 from wiseft_core.spelling import Factors, adapter_of
 from wiseft_core.statedict import StateDict

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import Binding, Piece
 from wiseft_core.blending import Term
 from wiseft_core.bound import Bound, Prepared, places, spans_of
 from wiseft_core.config import AdapterConfig
@@ -23,15 +22,17 @@ from wiseft_core.cutting import extended, shifted, whole
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
+from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import matrix_shape
 from wiseft_core.made import Made
 from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
+from wiseft_core.plans import Binding, Piece
 from wiseft_core.sites import collect
 from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
 from wiseft_core.spans import united
 from wiseft_core.statedict import StateDict
-from wiseft_core.steps import UNCUT, Cut, StepSpec
+from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
 from wiseft_core.types import Alpha, TensorSpec
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from wiseft_core import dtypes
-from wiseft_core.binding import Plan
 from wiseft_core.blending import Share
 from wiseft_core.bound import Bound
 from wiseft_core.errors import ConfigError, of_adapter
+from wiseft_core.plans import Plan
 from wiseft_core.schedules import resolve
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.types import Alpha, TensorSpec

@@ -10,9 +10,10 @@ from parted import plan_of, view_of, whole
 
 from wiseft_core import errors, tiles
 from wiseft_core.families import FAMILIES, Hyper
+from wiseft_core.landings import Cut
 from wiseft_core.layouts import LAYOUTS
 from wiseft_core.methods import fits
-from wiseft_core.steps import Cut, StepSpec
+from wiseft_core.steps import StepSpec
 
 SAMPLES = [one for one in EVERY if one.weight.dim() == 2 and "rows" not in one.factors]
 CUTS = [Cut(out=(0, 2)), Cut(out=(2, 4)), Cut(into=(1, 3)), Cut(out=(1, 4), into=(0, 2))]
