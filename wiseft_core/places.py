@@ -97,7 +97,9 @@ def place(
         AmbiguousName: Several rules place all sites, on different bytes.
         UnclaimedKey: Some site has no place under any rule.
     """
-    required = [site for site in sites if not (site.companion or may_be_new(site, config, views[0]))]
+    paths = {path for view in views for path in view.paths}
+    known = frozenset(paths | {path.rpartition(".")[2] for path in paths})
+    required = [site for site in sites if not (site.companion or may_be_new(site, config, known))]
     found: list[Placement] = []
     problems: list[WiseftError] = []
     for view in views:
@@ -127,21 +129,27 @@ def _effect(placed: Placed) -> tuple[object, ...]:
     return (placed.site.target, *turned)
 
 
-def may_be_new(site: Site, config: AdapterConfig | None, base: View) -> bool:
+def may_be_new(site: Site, config: AdapterConfig | None, known: frozenset[str]) -> bool:
     """Whether the base may lack this tensor: a whole tensor of a module that was saved with the adapter.
 
-    With bias="all" PEFT saves the biases of modules that were made anew beside a head too, a pooler's for example: of
-    such a module the base has nothing, nor of what that is in.
+    Not if the base has a module of that name somewhere: then the name was meant to be found. With bias="all" PEFT saves
+    the biases of what was made anew beside a head too, a pooler's for example: of those the base has nothing either.
+
+    Args:
+        site: The site.
+        config: The adapter's config.
+        known: The paths of the base's modules, and the last component of each.
     """
     if config is None or set(site.factors) != {"value"}:
         return False
-    saved = (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ()))
-    # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
-    here = f"{site.module}."
-    if any(entry in here and f"{entry}." in here for entry in saved):
-        return True
-    outer = site.module.rpartition(".")[0]
-    return config.bias == "all" and site.parameter == "bias" and bool(outer) and outer not in base.paths
+    parts = site.module.split(".")
+    outer = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    for entry in (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ())):
+        # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
+        if any(path.endswith(entry) and path.rpartition(".")[2] not in known for path in outer):
+            return True
+    fresh = len(parts) > 1 and outer[-2] not in known and not any(part.isdigit() for part in parts)
+    return config.bias == "all" and site.parameter == "bias" and fresh
 
 
 def _plausible(placed: Placed, adapter: Mapping[str, TensorSpec]) -> bool:
@@ -192,7 +200,7 @@ def _under(
 
 def _unnamed(site: Site) -> bool:
     """Whether a site's keys may name its module alone, and not the parameter: PEFT's wrapper of parameters."""
-    return not site.method and site.factors.keys() == {"A", "B"}
+    return not site.method and site.factors.keys() <= {"A", "B"}
 
 
 class _Anchors:

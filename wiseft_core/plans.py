@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from wiseft_core.errors import ShapeMismatch
+from wiseft_core.errors import ShapeMismatch, Unsupported, listed
 from wiseft_core.steps import StepSpec
 from wiseft_core.types import TensorSpec
 
@@ -129,6 +129,7 @@ def joined(plans: Sequence[Plan]) -> Plan:
 
     Raises:
         ShapeMismatch: Two adapters bring a new tensor of one name with different shapes or dtypes.
+        Unsupported: They make different models of the base: of other depths, or other vocabularies.
     """
     if len(plans) == 1:
         return plans[0]
@@ -137,7 +138,8 @@ def joined(plans: Sequence[Plan]) -> Plan:
         for name in plan.new:
             if brought.setdefault(name, plan.outputs[name]) != plan.outputs[name]:
                 raise new_twice(name, f"one tensor, {brought[name]} in each", f"{plan.outputs[name]} in one of them")
-    kept = {name: spec for name, spec in plans[0].outputs.items() if name not in plans[0].new}
+    _check_one_model(plans)
+    kept = {name: _spec(name, plans) for name in plans[0].outputs if name not in plans[0].new}
     bindings = {name: _sum([plan.bindings[name] for plan in plans if name in plan.bindings]) for name in kept}
     return Plan(
         outputs=kept | dict(sorted(brought.items())),
@@ -146,10 +148,31 @@ def joined(plans: Sequence[Plan]) -> Plan:
         same={name: key for plan in plans for name, key in plan.same.items()},
         copies={key: used for plan in plans for key, used in plan.copies.items()},
         ignored=tuple(sorted(key for plan in plans for key in plan.ignored)),
+        sources=plans[0].sources,
         homes={name: home for plan in plans for name, home in plan.homes.items()},
+        config={key: value for plan in plans for key, value in plan.config.items()},
         rule=", ".join(sorted({plan.rule for plan in plans})),
         notes=tuple(sorted({note for plan in plans for note in plan.notes})),
     )
+
+
+def _check_one_model(plans: Sequence[Plan]) -> None:
+    """Refuse plans for models that differ in more than values."""
+    edits: dict[str, object] = {}
+    differ = [key for plan in plans for key, value in plan.config.items() if edits.setdefault(key, value) != value]
+    if differ or len({frozenset(plan.sources.items()) for plan in plans}) > 1:
+        raise Unsupported(
+            "the adapters make different models of the base",
+            expected="adapters of models with the same layers and the same vocabulary",
+            got=listed(differ, most=9) or "other layers in one than in another",
+            hint="interpolate each of them, and combine the results as full checkpoints over the larger one",
+        )
+
+
+def _spec(name: str, plans: Sequence[Plan]) -> TensorSpec:
+    """The spec of a tensor in the result: as the one that changes it makes it."""
+    changed = [plan.outputs[name] for plan in plans if name in plan.bindings]
+    return (changed or [plans[0].outputs[name]])[0]
 
 
 def _sum(bindings: Sequence[Binding]) -> Binding | None:
