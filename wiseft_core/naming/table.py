@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple
 from wiseft_core.naming.renames import How, Rule, Rules
 
 TABLE: Final = Path(__file__).with_name("transformers.json")
+TOWERS: Final = ("vision_config", "audio_config")
+"""The configs of models inside a model that are always bare models."""
 
 
 class Tie(NamedTuple):
@@ -113,13 +115,18 @@ def _like(config: object, field: list[str], usual: str) -> bool:
     if not isinstance(config, Mapping):
         return config is None  # transformers takes the usual one
     other = config.get("model_type", usual)
-    return other == usual or (isinstance(other, str) and len(_lists(other)) == 1 and _lists(other) == _lists(usual))
+    if other == usual:
+        return True
+    tower = field[-1] in TOWERS
+    lists = _lists(other, tower) if isinstance(other, str) else set()
+    return len(lists) == 1 and lists == _lists(usual, tower)
 
 
-def _lists(model_type: str) -> set[tuple[int, ...]]:
-    """The lists of rules that the classes of a type have; none where it is not known."""
-    said = _table()["types"].get(model_type)
-    return {tuple(each[:3]) for each in said["classes"].values()} if said else set()
+def _lists(model_type: str, bare: bool) -> set[tuple[int, ...]]:
+    """The lists of rules that the classes of a type have, or its bare model alone; none where it is not known."""
+    said = _table()["types"].get(model_type, {"base": None, "classes": {}})
+    names = [said["base"]] if bare else said["classes"]
+    return {tuple(said["classes"][name][:3]) for name in names if name}
 
 
 @cache
