@@ -17,6 +17,7 @@ from wiseft_core.naming.links import Link, Part
 from wiseft_core.naming.live import live_rules
 from wiseft_core.naming.renames import LONGEST, How, Rule, Rules, links
 from wiseft_core.naming.table import Tie, architecture_of, rules_of, tied_of, transposed_experts
+from wiseft_core.orientation import CONV1D_MODULES, CONV1D_TYPES
 
 PAIRS = [
     ("llama", "LlamaForCausalLM"), ("gpt_neox", "GPTNeoXForCausalLM"), ("bert", "BertForMaskedLM"),
@@ -209,6 +210,15 @@ def test_what_the_table_knows():
     found = architecture_of({"model_type": "gpt2"})
     assert found is not None
     assert (found.prefix, found.conv1d) == ("transformer", {"c_attn", "c_fc", "c_proj"})
+
+
+def test_the_types_that_store_matrices_across():
+    """What decides about square weights is what transformers has; cross-attention, which no default has, apart."""
+    types = json.loads(generate.TABLE.read_text())["types"]
+    found = {name: said["conv1d"] for name, said in types.items() if "conv1d" in said}
+
+    assert set(found) == CONV1D_TYPES
+    assert set().union(*found.values()) == CONV1D_MODULES - {"q_attn"}
 
 
 @pytest.mark.parametrize("text", ["qwen2", "mistral", "gemma"])

@@ -159,10 +159,9 @@ class _Found(NamedTuple):
 
     def filled(self, digits: dict[int, str]) -> Link:
         """The link, with the name's own digits."""
-        link, expert = self.link, self.expert.translate(digits)
-        if digits:
-            link = link._replace(parameter=link.parameter.translate(digits))
-        return link._replace(expert=int(expert)) if expert else link
+        parameter, _, *rest = self.link
+        expert = self.expert.translate(digits)
+        return Link(parameter.translate(digits), int(expert) if expert else None, *rest)
 
 
 class _Hit(NamedTuple):
