@@ -26,6 +26,7 @@ PAIRS = [
     ("mixtral", "MixtralForCausalLM"), ("qwen3_moe", "Qwen3MoeForCausalLM"), ("granitemoe", "GraniteMoeForCausalLM"),
     ("deepseek_v3", "DeepseekV3ForCausalLM"), ("nomic_bert", "NomicBertModel"), ("gpt2", "GPT2LMHeadModel"),
     ("gemma3", "Gemma3ForConditionalGeneration"), ("dinov2", "Dinov2Model"),
+    ("dinov3_vit", "DINOv3ViTModel"),
 ]  # fmt: skip
 LLAVA = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
 OLD = [
@@ -69,7 +70,13 @@ def theirs(pair):
     transforms = get_model_conversion_mapping(built(pair))
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
-    return lambda name: rename_source_key(name, renamings, converters)[0]
+    memory = built(pair).state_dict()
+
+    def renamed(name):
+        found = rename_source_key(name, renamings, converters)[0]
+        return name if found not in memory and name in memory else found  # as `convert_and_load_state_dict_in_model`
+
+    return renamed
 
 
 def rules(pair):

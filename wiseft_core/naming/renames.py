@@ -159,9 +159,9 @@ class _Found(NamedTuple):
 
     def filled(self, digits: dict[int, str]) -> Link:
         """The link, with the name's own digits."""
-        parameter, _, *rest = self.link
+        parameter, _, part, own, across, why = self.link
         expert = self.expert.translate(digits)
-        return Link(parameter.translate(digits), int(expert) if expert else None, *rest)
+        return Link(parameter.translate(digits), int(expert) if expert else None, part, own, across, why)
 
 
 class _Hit(NamedTuple):
