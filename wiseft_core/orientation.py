@@ -13,7 +13,7 @@ from typing import Final
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import UndecidableOrientation
 from wiseft_core.layouts import LINEAR, TRANSPOSED, Layout
-from wiseft_core.places import Placed
+from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 

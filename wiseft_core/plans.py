@@ -7,8 +7,50 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from wiseft_core.errors import ShapeMismatch, Unsupported, listed
-from wiseft_core.steps import StepSpec
+from wiseft_core.families import Hyper
+from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.types import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """One change to one tensor, by names.
+
+    Attributes:
+        family: Its family.
+        parameter: The parameter of the module.
+        layout: How that is stored.
+        hyper: What the formula reads besides weight and factors.
+        rank: The rank of the factors, where they have one.
+        factors: The adapter key of each factor by role.
+        form: Which of the family's forms it is.
+        beside: The base tensor of each role that is another parameter of the module.
+        cut: The part of the factors that is used.
+    """
+
+    family: str
+    parameter: str
+    layout: str
+    hyper: Hyper
+    rank: int | None
+    factors: Mapping[str, str]
+    form: int = 0
+    beside: Mapping[str, str] = field(default_factory=dict)
+    cut: Cut = UNCUT
+
+    @property
+    def scale(self) -> float:
+        """s of the formula."""
+        return self.hyper.scale
+
+    def as_dict(self) -> dict[str, Any]:
+        """The step as JSON sees it."""
+        shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
+        others: dict[str, Any] = {"beside": dict(self.beside)} if self.beside else {}
+        if self.cut != UNCUT:
+            others["cut"] = {key: value for key, value in self.cut._asdict().items() if value is not None}
+        shown |= {"options": dict(self.hyper.options), "rank": self.rank}
+        return {**shown, "factors": dict(self.factors), **others}
 
 
 class Piece(NamedTuple):
@@ -75,6 +117,7 @@ class Plan:
         ignored: Adapter keys that mean nothing for the weights (counters, PEFT's own copies of the base).
         sources: For each tensor of the result that is made from a base tensor of another name, that name: the head of
             a model whose embedding was tied to it, the layers of a model that was grown.
+        alike: For each tensor of the result that is the same as another one, and tied to it, that one.
         homes: For each tensor that the base does not have, the base tensor whose file it joins, where there is one.
         config: What changes in the base's config.json, by dotted path.
         rule: The prefix rule: "exact", "+model." or "-bert.".
@@ -88,6 +131,7 @@ class Plan:
     copies: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    alike: Mapping[str, str] = field(default_factory=dict)
     homes: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     rule: str = "exact"
@@ -149,6 +193,7 @@ def joined(plans: Sequence[Plan]) -> Plan:
         copies={key: used for plan in plans for key, used in plan.copies.items()},
         ignored=tuple(sorted(key for plan in plans for key in plan.ignored)),
         sources=plans[0].sources,
+        alike={name: other for plan in plans for name, other in plan.alike.items()},
         homes={name: home for plan in plans for name, home in plan.homes.items()},
         config={key: value for plan in plans for key, value in plan.config.items()},
         rule=", ".join(sorted({plan.rule for plan in plans})),
