@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from wiseft_core import guards
 from wiseft_core.binding import Plan, bind
 from wiseft_core.config import AdapterConfig
 from wiseft_core.families import FAMILIES, Family
@@ -48,9 +49,13 @@ def bind_sources(
     output_dtype: str | None,
     families: Mapping[str, Family],
 ) -> Plan:
-    """`bind` for opened sources: the base's own config.json is used where none is given."""
+    """`bind` for opened sources: the base's own config.json is used where none is given.
+
+    Raises:
+        QuantizedBase: The config of a component of a pipeline says so; and as for `bind`.
+    """
     read = source.config if isinstance(source, Checkpoint) else None
-    return bind(
+    found = bind(
         source.specs,
         tuned.source.specs,
         config=tuned.config,
@@ -60,3 +65,7 @@ def bind_sources(
         output_dtype=output_dtype,
         families=families,
     )
+    for component in source.components if isinstance(source, Checkpoint) else ():
+        touched = [name for name in found.bindings if name.startswith(f"{component}.")]
+        guards.quantized(touched, source.specs, source.configs.get(component))
+    return found

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from wiseft_core.errors import CheckpointError, WiseftError, listed
+from wiseft_core.errors import CheckpointError, Unsupported, WiseftError, listed
 from wiseft_core.store.files import Files, faults
 from wiseft_core.store.locate import FOREIGN, SUFFIX, Place, chosen, locate, snapshot, spelled
 from wiseft_core.store.strict_json import as_mapping, read_json
@@ -22,6 +22,10 @@ _CONFIG: Final = "config.json"
 _NOT_MODELS: Final = frozenset({"tokenizer_config.json", "preprocessor_config.json", "processor_config.json"})
 """What tokenizers and processors save; some of them have a config.json too."""
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", re.ASCII)
+_CONVERT: Final = (
+    f"convert it with save_pretrained(folder, safe_serialization=True), set it to [null, null] in {PIPELINE_FILE} to "
+    "leave it out, or open one component alone with --component"
+)
 _LEAVE_OUT: Final = "fetch it, or open one component alone with --component"
 
 
@@ -65,6 +69,8 @@ def _components(root: Path, variant: str | None, files: Files) -> dict[str, Plac
                 own = variant if variant is not None and spelled(names, variant) else None
                 has_variant |= own is not None
                 places[name] = chosen(root / name, names, own)
+        except Unsupported as problem:
+            problems.append(problem.with_hint(_CONVERT))
         except WiseftError as problem:
             problems.append(problem)
     WiseftError.raise_all(problems)
