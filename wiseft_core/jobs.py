@@ -74,6 +74,10 @@ class Job:
         components = self.like.components if self.like is not None else ()
         return frozenset(f"{component}/{CONFIG_FILE}" for component in components) or frozenset({CONFIG_FILE})
 
+    def replacement(self, name: str, source: Path) -> bytes | None:
+        """What a file beside the weights becomes in the output, None where its bytes stay."""
+        return new_config(source, self.view) if name in self.config_files else None
+
     def inputs(self) -> list[Checkpoint]:
         """Every checkpoint on disk that is read from."""
         return [*sources(self.view), *([] if self.like is None else [self.like])]
@@ -215,7 +219,7 @@ def digests_beside(job: Job, files: Files) -> dict[str, str]:
     """The digest that index and sidecar files would have, by file name."""
     digests = {name: blake3(content).hexdigest() for name, content in job.indexes.items()}
     for name, source in job.sidecars.copies:
-        replace = new_config(source, job.view) if name in job.config_files else None
+        replace = job.replacement(name, source)
         descriptor = files.open_read(source)
         try:
             size = files.identity(descriptor)[2]

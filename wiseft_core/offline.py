@@ -19,7 +19,7 @@ from torch import Tensor
 from wiseft_core import executors
 from wiseft_core.errors import CheckpointError, NotFinite
 from wiseft_core.executors import Task
-from wiseft_core.jobs import Job, check_size, digests_beside, new_config, plan_job, report_of
+from wiseft_core.jobs import Job, check_size, digests_beside, plan_job, report_of
 from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike
@@ -229,6 +229,6 @@ def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]
     for name, content in job.indexes.items():
         written[name] = (len(content), write_file(folder / name, content, run.files, run.sync))
     for name, source in job.sidecars.copies:
-        replace = new_config(source, job.view) if name in job.config_files else None
+        replace = job.replacement(name, source)
         written[name] = copy_sidecar(source, folder / name, run.files, run.sync, replace)
     return written

@@ -65,7 +65,8 @@ def bind_sources(
         output_dtype=output_dtype,
         families=families,
     )
-    for component in source.components if isinstance(source, Checkpoint) else ():
-        touched = [name for name in found.bindings if name.startswith(f"{component}.")]
-        guards.quantized(touched, source.specs, source.configs.get(component))
+    if isinstance(source, Checkpoint):
+        for component in source.components:
+            touched = [name for name in found.bindings if name.startswith(f"{component}.")]
+            guards.quantized(touched, source.specs, source.configs.get(component))
     return found

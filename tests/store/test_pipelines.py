@@ -402,3 +402,14 @@ def test_a_resumed_run_keeps_the_shards_that_are_finished(base, lora, tmp_path):
     place.save()
     assert place.left() == expected
     assert {name: (place.out / name).stat().st_ino for name in WEIGHTS} == kept
+
+
+def test_a_variant_of_a_plain_folder_is_verified_by_itself(base, lora, tmp_path):
+    """The output has the variant's file alone, and `verify` looks for it there."""
+    save_file(components()["vae"], base / "vae" / "diffusion_pytorch_model.fp16.safetensors", {"format": "pt"})
+    with open_checkpoint(base, component="vae", variant="fp16") as vae:
+        save_checkpoint(interpolate(vae, vae, 0), tmp_path / "out")
+    assert (tmp_path / "out" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    assert verify(tmp_path / "out").ok
+    (tmp_path / "out" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    assert not verify(tmp_path / "out").ok
