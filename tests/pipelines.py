@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
-from folders import low_rank, write_adapter
+from folders import low_rank, tree, write_adapter
 from safetensors.torch import load_file, save_file
 
 QUERY, UP, TEXT = "down.0.to_q", "up.0.to_out.0", "text_model.layers.0.q_proj"
@@ -84,3 +85,19 @@ def read_pipeline(folder: Path) -> dict[str, torch.Tensor]:
         for file in sorted(folder.glob("*/*.safetensors"))
         for name, value in load_file(file).items()
     }
+
+
+def cache_snapshot(cache: Path, name: str, files: Path, commit: str = "a" * 40, revision: str | None = "main") -> Path:
+    """The files of a folder as a snapshot, laid out as huggingface_hub does: links to blobs, and a reference."""
+    root = cache / f"models--{name.replace('/', '--')}"
+    snapshot = root / "snapshots" / commit
+    (root / "blobs").mkdir(parents=True, exist_ok=True)
+    for file, data in tree(files).items():
+        blob = root / "blobs" / f"{len(os.listdir(root / 'blobs')):040}"
+        blob.write_bytes(data)
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).symlink_to(os.path.relpath(blob, (snapshot / file).parent))
+    if revision is not None:
+        (root / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+        (root / "refs" / revision).write_text(commit)
+    return snapshot

@@ -7,9 +7,8 @@ import shlex
 
 import pytest
 from folders import tree, write_adapter
-from pipelines import INDEX, QUERY, components, read_pipeline, whole, write_lora, write_pipeline
+from pipelines import INDEX, QUERY, cache_snapshot, components, read_pipeline, whole, write_lora, write_pipeline
 from safetensors.torch import load_file, save_file
-from store.test_hub import put
 
 from wiseft_core.cli import main
 
@@ -79,10 +78,10 @@ def test_names_on_the_hub(place, capsys, monkeypatch):
     """Base and adapter by name, a named adapter in a repository of several, and a name that is not in the cache."""
     monkeypatch.setenv("HF_HUB_CACHE", str(place / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    put(place / "cache", "org/sd", place / "base")
+    cache_snapshot(place / "cache", "org/sd", place / "base")
     (place / "several").mkdir()
     (place / "lora").rename(place / "several" / "mine")
-    put(place / "cache", "me/loras", place / "several", revision="v1")
+    cache_snapshot(place / "cache", "me/loras", place / "several", revision="v1")
     line = ["interpolate", "org/sd", "me/loras@v1", "out", "--alpha", "0.5", "--adapter-name", "mine"]
     assert main(line) == 0
     assert main(next_step(capsys)) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 from folders import low_rank, same_bits, tree, weights, write_adapter, write_base
-from pipelines import FIRST, components, read_pipeline, write_pipeline
+from pipelines import FIRST, cache_snapshot, components, read_pipeline, write_pipeline
 from safetensors.torch import save_file
 
 from wiseft_core import interpolate, open_adapter, open_checkpoint, plan, save_checkpoint, verify
@@ -34,22 +33,6 @@ def cache(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "cache"
-
-
-def put(cache: Path, name: str, files: Path, commit: str = MAIN, revision: str | None = "main") -> Path:
-    """The files of a folder as a snapshot, laid out as huggingface_hub does: links to blobs, and a reference."""
-    root = cache / f"models--{name.replace('/', '--')}"
-    snapshot = root / "snapshots" / commit
-    (root / "blobs").mkdir(parents=True, exist_ok=True)
-    for file, data in tree(files).items():
-        blob = root / "blobs" / f"{len(os.listdir(root / 'blobs')):040}"
-        blob.write_bytes(data)
-        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / file).symlink_to(os.path.relpath(blob, (snapshot / file).parent))
-    if revision is not None:
-        (root / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
-        (root / "refs" / revision).write_text(commit)
-    return snapshot
 
 
 def scene(tmp_path: Path) -> tuple[Path, Path]:
@@ -139,8 +122,8 @@ def test_where_the_cache_is(cache, monkeypatch, variables, expected):
 def test_names_are_taken_wherever_a_path_is(cache, tmp_path):
     """Base and adapter by name give the very bytes that the folders give; the output says nothing of the cache."""
     base, adapter = scene(tmp_path)
-    put(cache, "org/base", base)
-    put(cache, "me/lora", adapter)
+    cache_snapshot(cache, "org/base", base)
+    cache_snapshot(cache, "me/lora", adapter)
     save_checkpoint(interpolate(base, adapter, 0.5), tmp_path / "one")
     save_checkpoint(interpolate("org/base", "me/lora@main", 0.5), tmp_path / "two")
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
@@ -153,7 +136,7 @@ def test_names_are_taken_wherever_a_path_is(cache, tmp_path):
 def test_a_revision_is_a_branch_a_tag_or_a_commit(cache, tmp_path):
     """Each by its reference; a commit by its snapshot, with no reference at all."""
     for seed, (commit, revision) in enumerate([(MAIN, "main"), (OLD, "v1"), ("c" * 40, "refs/pr/2"), ("d" * 40, None)]):
-        put(cache, "org/base", write_base(tmp_path / f"{seed}", weights(seed)), commit, revision)
+        cache_snapshot(cache, "org/base", write_base(tmp_path / f"{seed}", weights(seed)), commit, revision)
     for seed, name in enumerate(["org/base", "org/base@v1", "org/base@refs/pr/2", f"org/base@{'d' * 40}"]):
         assert same_bits(open_checkpoint(name)["lm_head.weight"], weights(seed)["lm_head.weight"])
     with pytest.raises(CheckpointError, match="v2"):
@@ -162,7 +145,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(cache, tmp_path):
 
 def test_a_path_that_exists_wins(cache, tmp_path):
     """A folder of that name in the working folder is the base, whatever the cache holds; a broken link is no name."""
-    put(cache, "org/base", write_base(tmp_path / "cached", weights(1)))
+    cache_snapshot(cache, "org/base", write_base(tmp_path / "cached", weights(1)))
     (tmp_path / "work" / "org").mkdir()
     (tmp_path / "work" / "org" / "base").symlink_to(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no such file or folder"):
@@ -175,7 +158,7 @@ def test_a_path_that_exists_wins(cache, tmp_path):
 def test_a_pipeline_by_name(cache, tmp_path):
     """All components, or one of them, or a snapshot that lacks a shard of one."""
     base = write_pipeline(tmp_path / "sd")
-    snapshot = put(cache, "org/sd", base)
+    snapshot = cache_snapshot(cache, "org/sd", base)
     assert set(open_checkpoint("org/sd")) == set(read_pipeline(base))
     assert set(open_checkpoint("org/sd", component="vae")) == set(components()["vae"])
     (snapshot / "unet" / FIRST).unlink()
@@ -212,7 +195,7 @@ def test_offline_means_that_nothing_is_asked(online, monkeypatch, variable, valu
 def test_an_incomplete_snapshot_is_never_half_read(cache, online, tmp_path, spoil):
     """A shard that its index names, a link to nothing, no weights at all: refused offline, completed online."""
     base, _ = scene(tmp_path)
-    snapshot = put(cache, "org/base", base)
+    snapshot = cache_snapshot(cache, "org/base", base)
     shard = snapshot / "model-00002-of-00002.safetensors"
     if spoil == "blob":
         shard.resolve().unlink()
@@ -226,7 +209,7 @@ def test_an_incomplete_snapshot_is_never_half_read(cache, online, tmp_path, spoi
     assert ("a .safetensors file" if spoil == "weights" else shard.name) in caught.value.got
     assert "hf download org/base" in caught.value.hint
 
-    whole = put(cache.parent / "other", "org/base", base)
+    whole = cache_snapshot(cache.parent / "other", "org/base", base)
     hub = online(lambda name: whole)
     assert set(open_checkpoint("org/base")) == set(weights())
     assert len(hub.calls) == 1
@@ -238,7 +221,7 @@ def test_an_incomplete_snapshot_is_never_half_read(cache, online, tmp_path, spoi
 def test_what_is_downloaded(cache, online, tmp_path):
     """One call for the name, its revision and weights, configs and tokenizers alone, into the same cache; then none."""
     base, _ = scene(tmp_path)
-    hub = online(lambda name: put(cache, name, base, OLD, "v1"))
+    hub = online(lambda name: cache_snapshot(cache, name, base, OLD, "v1"))
     for _ in range(2):
         assert set(open_checkpoint("org/base@v1")) == set(weights())
     ((name, options),) = hub.calls
@@ -266,7 +249,7 @@ def test_a_download_that_fails_is_our_error(cache, online):
 def test_a_hostile_cache(cache, tmp_path):
     """A reference that names no snapshot, an index that names a file elsewhere: refused; a pickle: unsupported."""
     base, _ = scene(tmp_path)
-    snapshot = put(cache, "org/base", base)
+    snapshot = cache_snapshot(cache, "org/base", base)
     reference = cache / "models--org--base" / "refs" / "main"
     for text in ("../..", "/etc", "", "a/b", "\0"):
         reference.write_text(text)
@@ -280,7 +263,7 @@ def test_a_hostile_cache(cache, tmp_path):
         open_checkpoint("org/base")
     (tmp_path / "pickle").mkdir()
     (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"\x80")
-    put(cache, "org/pickle", tmp_path / "pickle")
+    cache_snapshot(cache, "org/pickle", tmp_path / "pickle")
     with pytest.raises(Unsupported, match="pickles can run code"):
         open_checkpoint("org/pickle")
 

@@ -19,13 +19,14 @@ from pipelines import (
     SECOND,
     TEXT,
     UP,
+    cache_snapshot,
     components,
     read_pipeline,
     whole,
     write_json,
     write_lora,
     write_pipeline,
-)  # fmt: skip
+)
 from safetensors.torch import load_file, save_file
 
 from wiseft_core import (
@@ -37,7 +38,7 @@ from wiseft_core import (
     save_sweep,
     sweep,
     verify,
-)  # fmt: skip
+)
 from wiseft_core.errors import CheckpointError, QuantizedBase, Unsupported, WiseftError
 from wiseft_core.evaluation import Metric
 
@@ -248,15 +249,8 @@ def test_a_variant_of_the_components_that_have_it(base, lora, tmp_path):
 
 def test_a_snapshot_in_a_cache(base, lora, tmp_path):
     """Links to blobs: the same output as from plain files; a component of a snapshot takes its config along."""
-    root = tmp_path / "models--org--name"
-    snapshot = root / "snapshots" / "0123abc"
-    (root / "blobs").mkdir(parents=True)
-    for number, (name, data) in enumerate(tree(base).items()):
-        (root / "blobs" / f"{number}").write_bytes(data)
-        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).symlink_to(os.path.relpath(root / "blobs" / f"{number}", (snapshot / name).parent))
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text("0123abc")
+    snapshot = cache_snapshot(tmp_path, "org/name", base)
+    root = snapshot.parents[1]
     save_checkpoint(interpolate(base, lora, 0.5), tmp_path / "plain")
     for at, place in enumerate((root, snapshot)):
         save_checkpoint(interpolate(place, lora, 0.5), tmp_path / f"out-{at}")
@@ -362,7 +356,10 @@ def test_other_files_beside_a_pipeline(base, lora, tmp_path):
     assert {name for name, _ in report.left_out} == {
         "tiny_v1.safetensors", "tokenizer.json", "vae/old.safetensors", "vae_1_0/diffusion_pytorch_model.safetensors"
     }  # fmt: skip
-    assert set(open_checkpoint(base, weights="tiny_v1.safetensors")) == {"w"}
+    single = open_checkpoint(base, weights="tiny_v1.safetensors")
+    save_checkpoint(interpolate(single, single, 0), tmp_path / "single")
+    assert sorted(tree(tmp_path / "single")) == ["tiny_v1.safetensors", "wiseft.json"]
+    assert verify(tmp_path / "single").ok
 
 
 def test_an_adapter_that_fits_two_towers_alike_is_refused(base, tmp_path):
@@ -413,3 +410,14 @@ def test_a_variant_of_a_plain_folder_is_verified_by_itself(base, lora, tmp_path)
     assert verify(tmp_path / "out").ok
     (tmp_path / "out" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     assert not verify(tmp_path / "out").ok
+
+
+def test_several_models_under_one_name(base, tmp_path):
+    """MultiControlNetModel keeps its others in folders with _1, _2 behind the name, which nothing lists."""
+    for name in ("controlnet", "controlnet_1", "controlnet_2", "controlnet_4"):
+        shutil.copytree(base / "vae", base / name)
+    write_json(base / "model_index.json", LISTED | {"controlnet": ["diffusers", "MultiControlNetModel"]})
+    found = open_checkpoint(base)
+    assert [name for name in found.components if "control" in name] == ["controlnet", "controlnet_1", "controlnet_2"]
+    write_json(base / "model_index.json", LISTED | {"controlnet": ["diffusers", "ControlNetModel"]})
+    assert [name for name in open_checkpoint(base).components if "control" in name] == ["controlnet"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,8 @@ PIPELINE_FILE: Final = "model_index.json"
 _CONFIG: Final = "config.json"
 _NOT_MODELS: Final = frozenset({"tokenizer_config.json", "preprocessor_config.json", "processor_config.json"})
 """What tokenizers and processors save; some of them have a config.json too."""
+_SEVERAL: Final = frozenset({"MultiControlNetModel", "MultiControlNetUnionModel", "MultiAdapter"})
+"""Classes of diffusers that hold several models: the others lie in folders with _1, _2, ... behind the name."""
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", re.ASCII)
 _CONVERT: Final = (
     f"convert it with save_pretrained(folder, safe_serialization=True), set it to [null, null] in {PIPELINE_FILE} to "
@@ -51,7 +54,9 @@ def find(
         if parts:
             return root, parts
     place = locate(path, component=component, variant=variant, weights=weights, files=files)
-    return place.folder, {"": place}
+    # What lies around a file that is chosen in a pipeline's folder is the pipeline's.
+    is_apart = component is None and weights is not None and files.status(root / PIPELINE_FILE) is not None
+    return None if is_apart else place.folder, {"": place}
 
 
 def _components(root: Path, variant: str | None, files: Files) -> dict[str, Place]:
@@ -62,7 +67,7 @@ def _components(root: Path, variant: str | None, files: Files) -> dict[str, Plac
     places: dict[str, Place] = {}
     problems: list[WiseftError] = []
     has_variant = False
-    for name in sorted(_named(root, files)):
+    for name in sorted(set(_named(root, files))):
         try:
             names = _names_in(root, name, files)
             if names is not None:
@@ -85,13 +90,18 @@ def _components(root: Path, variant: str | None, files: Files) -> dict[str, Plac
 
 
 def _named(root: Path, files: Files) -> Iterator[str]:
-    """The components that model_index.json lists: a library and a class each; what it leaves null is none."""
+    """The components that model_index.json lists: a library and a class each; what it leaves null is none.
+
+    Source: diffusers 0.42, models/controlnets/multicontrolnet.py, from_pretrained.
+    """
     where = root / PIPELINE_FILE
     table: Mapping[str, object] = as_mapping(read_json(where, files), f"{where}")
     for name, value in table.items():
-        is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
-        if name.startswith("_") or not is_pair:
-            continue
+        match value:
+            case [str(), str() as kind] if not name.startswith("_"):
+                pass
+            case _:
+                continue
         if not _COMPONENT.fullmatch(name):
             raise CheckpointError(
                 f"{where} — a component",
@@ -100,6 +110,8 @@ def _named(root: Path, files: Files) -> Iterator[str]:
                 hint="do not use this checkpoint: a component has no business outside its folder",
             )
         yield name
+        if kind in _SEVERAL:
+            yield from takewhile(lambda more: (root / more).is_dir(), (f"{name}_{at}" for at in count(1)))
 
 
 def _names_in(root: Path, component: str, files: Files) -> list[str] | None:
@@ -116,7 +128,7 @@ def _names_in(root: Path, component: str, files: Files) -> list[str] | None:
     if not files.resolve(folder).is_relative_to(files.resolve(root)):
         hint = "put a copy in its place: what lies beside the weights of a link would not go along"
         raise _incomplete(folder, "a folder of the pipeline", "a link that leaves it", hint)
-    names = files.list_folder(folder)
+    names = [name for name in files.list_folder(folder) if not name.startswith(".")]
     if any(name.endswith((SUFFIX, *FOREIGN)) or f"{SUFFIX}.index." in name for name in names):
         return names
     if _CONFIG in names and _NOT_MODELS.isdisjoint(names):
