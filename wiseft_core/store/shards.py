@@ -37,11 +37,11 @@ def keep_shards(
     """The files of `existing` again, holding `specs`.
 
     A file that holds what it held keeps its header byte for byte. Another one keeps its metadata and its order, and
-    what is new in it comes last.
+    what is new in it comes last; one of which nothing is left is left out.
 
     Args:
         existing: Name and header of each file of the base, in the base's order; at least one.
-        specs: What to write: every tensor that the base has, with another dtype perhaps, and new ones.
+        specs: What to write: tensors that the base has, with another dtype or shape perhaps, and new ones.
         home: For a new tensor, the tensor whose file it joins; those not in it join the last file, of a pipeline the
             last of their component.
     Raises:
@@ -58,10 +58,11 @@ def keep_shards(
             gained[place[name]][name] = spec
     shards = []
     for (file, header), new in zip(existing, gained, strict=True):
-        held = {name: specs[name] for name in header.specs} | new
+        held = {name: specs[name] for name in header.specs if name in specs} | new
         same = held == header.specs
-        changed = header if same else _header(held, header.metadata, header.prefix, canonical=False)
-        shards.append(Shard(file, changed))
+        if held or same:
+            changed = header if same else _header(held, header.metadata, header.prefix, canonical=False)
+            shards.append(Shard(file, changed))
     return tuple(shards)
 
 
