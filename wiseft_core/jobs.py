@@ -76,7 +76,8 @@ class Job:
 
     def replacement(self, name: str, source: Path) -> bytes | None:
         """What a file beside the weights becomes in the output, None where its bytes stay."""
-        return new_config(source, self.view) if name in self.config_files else None
+        component = name.rpartition("/")[0]
+        return new_config(source, self.view, component) if name in self.config_files else None
 
     def inputs(self) -> list[Checkpoint]:
         """Every checkpoint on disk that is read from."""
@@ -235,9 +236,11 @@ def digests_beside(job: Job, files: Files) -> dict[str, str]:
     return digests
 
 
-def new_config(source: Path, view: StateDict | Source) -> bytes | None:
+def new_config(source: Path, view: StateDict | Source, component: str = "") -> bytes | None:
     """config.json with the dtype that was asked for and what the plan changes, None where its bytes stay."""
     asked, edits = (view.bound.output_dtype, view.plan.config) if isinstance(view, StateDict) else (None, {})
+    prefix = f"{component}." if component else ""
+    edits = {path.removeprefix(prefix): value for path, value in edits.items() if path.startswith(prefix)}
     if asked is None and not edits:
         return None
     config = dict(as_mapping(read_json(source), str(source)))

@@ -421,3 +421,21 @@ def test_several_models_under_one_name(base, tmp_path):
     assert [name for name in found.components if "control" in name] == ["controlnet", "controlnet_1", "controlnet_2"]
     write_json(base / "model_index.json", LISTED | {"controlnet": ["diffusers", "ControlNetModel"]})
     assert [name for name in open_checkpoint(base).components if "control" in name] == ["controlnet"]
+
+
+def test_a_resized_vocabulary_is_followed_in_the_config_of_its_component(base, tmp_path):
+    """A text encoder whose saved embedding has more rows: its config says so, and no other one."""
+    name, config = "text_model.token_embedding", {"model_type": "clip_text_model", "vocab_size": 5}
+    save_file({f"{name}.weight": torch.ones(5, 4)}, base / "text_encoder" / "model.safetensors", {"format": "pt"})
+    write_json(base / "text_encoder" / "config.json", config)
+    write_json(base / "vae" / "config.json", {"vocab_size": 5})
+    saved = {f"base_model.model.text_encoder.{name}.weight": torch.full((7, 4), 3.0)}
+    adapter = write_adapter(tmp_path / "lora", saved, modules_to_save=[name])
+    view = interpolate(base, adapter, 0.5, base_config={})
+    save_checkpoint(view, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "text_encoder" / "config.json").read_text()) == config | {"vocab_size": 7}
+    assert (tmp_path / "out" / "vae" / "config.json").read_bytes() == (base / "vae" / "config.json").read_bytes()
+    written = load_file(tmp_path / "out" / "text_encoder" / "model.safetensors")[f"{name}.weight"]
+    assert torch.equal(written, torch.tensor([2.0] * 5 + [3.0] * 2)[:, None].expand(7, 4))
+    with pytest.raises(Unsupported, match="changes the config"):
+        interpolate(base, adapter, 0.5, base_config=config)
