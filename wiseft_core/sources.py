@@ -10,14 +10,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, ConfigError, DtypeMismatch, Unsupported, listed
 from wiseft_core.families import FAMILIES, Change, Family
 from wiseft_core.layouts import OF_WEIGHT, Shape
 from wiseft_core.methods import family_of
+from wiseft_core.naming.links import Link
 from wiseft_core.naming.peft import PeftKey
+from wiseft_core.respelling import respelled
 from wiseft_core.sites import Site, collect
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import read_file
@@ -118,6 +121,7 @@ def as_source(tensors: BaseLike) -> Source:
     )
 
 
+NO_LINKS: Final[Mapping[str, tuple[Link, ...]]] = MappingProxyType({})
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -168,12 +172,17 @@ def open_adapter(
 
 
 class Tuned(NamedTuple):
-    """What tuning left: its tensors, its config, whether it is a full checkpoint, and its config file's content."""
+    """What tuning left: its tensors, its config, whether it is a full checkpoint, and its config file's content.
+
+    Attributes:
+        links: What a base tensor, or a tensor that is changed, is, where names alone do not show how the two meet.
+    """
 
     source: Source
     config: AdapterConfig | None
     complete: bool
     config_bytes: bytes | None = None
+    links: Mapping[str, tuple[Link, ...]] = NO_LINKS
 
 
 def as_tuned(
@@ -181,16 +190,24 @@ def as_tuned(
     config: AdapterConfig | Mapping[str, object] | None,
     base: Mapping[str, TensorSpec],
     families: Mapping[str, Family] = FAMILIES,
+    component: str | None = None,
 ) -> Tuned:
-    """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's."""
+    """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's.
+
+    An adapter that another tool than PEFT spelled comes back as PEFT would have saved it for this base; `component`
+    is then what to take of an adapter for several.
+    """
     given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
     adapter = opened(adapter, families)
-    if isinstance(adapter, Checkpoint):
-        return Tuned(adapter, given, given is None)
+    source = as_source(adapter.tensors if isinstance(adapter, Adapter) else adapter)
+    said = given or (adapter.config if isinstance(adapter, Adapter) else None)
+    if found := respelled(source, base, config=said, component=component, families=families):
+        return Tuned(found.source, found.config, False, None, found.links)
     if isinstance(adapter, Adapter):
-        return Tuned(as_source(adapter.tensors), given or adapter.config, False, adapter.config_bytes)
-    source = as_source(adapter)
-    return Tuned(source, given, given is None and base.keys() <= source.specs.keys())
+        return Tuned(source, said, False, adapter.config_bytes)
+    return Tuned(
+        source, given, given is None and (isinstance(source, Checkpoint) or base.keys() <= source.specs.keys())
+    )
 
 
 def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:
