@@ -89,15 +89,17 @@ def stable_diffusion(network, *encoders):
     """A pipeline around these models, enough of one to load adapters into it and to fuse them."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+    shared = {
+        "vae": None,
+        "tokenizer": None,
+        "unet": network,
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
+    }
     if len(encoders) == 2:
-        return StableDiffusionXLPipeline(
-            vae=None, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=None, tokenizer_2=None,
-            unet=network, scheduler=DDIMScheduler(), add_watermarker=False,
-        )  # fmt: skip
-    return StableDiffusionPipeline(
-        vae=None, text_encoder=encoders[0] if encoders else None, tokenizer=None, unet=network,
-        scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        others = {"text_encoder": encoders[0], "text_encoder_2": encoders[1], "tokenizer_2": None}
+        return StableDiffusionXLPipeline(**shared, **others, add_watermarker=False)
+    others = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(**shared, **others, text_encoder=encoders[0] if encoders else None)
 
 
 def base_of(**components):
