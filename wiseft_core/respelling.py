@@ -116,7 +116,18 @@ def _shape(role: str, module: Module, specs: Mapping[str, TensorSpec], base: Map
     axes = len(base[module.base[0]].shape)
     if role == "dora_scale":
         return _magnitude(module, specs, axes)
-    if role in "AB" and len(shape) != axes and all(size == 1 for size in shape[2:] + base[module.base[0]].shape[2:]):
+    if role == "w2" and len(shape) == 3:
+        raise Unsupported(
+            f"{module.keys[role]} — LoKr of a Conv1d",
+            expected="a whole second factor of two or four axes",
+            got=f"{list(shape)}",
+            hint="PEFT and LyCORIS multiply this one differently: merge it with the tool that made it",
+        )
+    if (
+        role in ("A", "B")
+        and len(shape) != axes
+        and all(size == 1 for size in shape[2:] + base[module.base[0]].shape[2:])
+    ):
         return (*shape[:2], *(1,) * (axes - 2))
     return shape
 

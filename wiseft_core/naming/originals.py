@@ -90,7 +90,7 @@ BLOCK: Final = re.compile(r"(input|output)_blocks_(\d+)_(\d+)_(.+)")
 LAYER: Final = re.compile(r"(?:transformer_)?resblocks_(\d+)_(.+)")
 STREAM: Final = re.compile(r"(double|single)_blocks_(\d+)_(.+)")
 INPUT: Final = re.compile(r"input_blocks_(\d+)_\d+_(op)?.*")
-RESNETS: Final = re.compile(r"down_blocks_(\d+)_resnets_(\d+)_conv1")
+RESNETS: Final = re.compile(r"down_blocks_(\d+)_resnets_(\d+)_.+")
 
 
 class Spot(NamedTuple):
