@@ -10,15 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, ConfigError, DtypeMismatch, Unsupported, listed
 from wiseft_core.families import FAMILIES, Change, Family
 from wiseft_core.layouts import OF_WEIGHT, Shape
 from wiseft_core.methods import family_of
-from wiseft_core.naming.links import Link
+from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.naming.peft import PeftKey
 from wiseft_core.respelling import respelled
 from wiseft_core.sites import Site, collect
@@ -121,7 +120,6 @@ def as_source(tensors: BaseLike) -> Source:
     )
 
 
-NO_LINKS: Final[Mapping[str, tuple[Link, ...]]] = MappingProxyType({})
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -182,7 +180,7 @@ class Tuned(NamedTuple):
     config: AdapterConfig | None
     complete: bool
     config_bytes: bytes | None = None
-    links: Mapping[str, tuple[Link, ...]] = NO_LINKS
+    links: Mapping[str, tuple[Link, ...]] = NOTHING
 
 
 def as_tuned(

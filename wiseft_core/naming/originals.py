@@ -88,6 +88,10 @@ FLUX_AROUND: Final = {
 }
 BLOCK: Final = re.compile(r"(input|output)_blocks_(\d+)_(\d+)_(.+)")
 LAYER: Final = re.compile(r"(?:transformer_)?resblocks_(\d+)_(.+)")
+BARE: Final = ("in_proj_weight", "text_projection")
+"""What tensors are called that are weights without a module of their own."""
+TURNED: Final = "text_projection"
+"""The one of them that OpenCLIP stores (in, out)."""
 STREAM: Final = re.compile(r"(double|single)_blocks_(\d+)_(.+)")
 INPUT: Final = re.compile(r"input_blocks_(\d+)_\d+_(op)?.*")
 RESNETS: Final = re.compile(r"down_blocks_(\d+)_resnets_(\d+)_.+")
@@ -141,7 +145,7 @@ def in_diffusers(module: str, layers: int) -> tuple[Spot, ...]:
     if found := STREAM.fullmatch(module):
         where = f"{'single_' if found[1] == 'single' else ''}transformer_blocks_{found[2]}"
         if found[3] in FUSED:
-            return _parts([f"{where}_{one}" for one in FUSED[found[3]]])
+            return _parts([f"{where}_{one}" for one in FUSED[found[3]]], rest=found[3] == "linear1")
         return (Spot(f"{where}_{FLUX.get(found[3], found[3])}"),)
     return (Spot(FLUX_AROUND.get(module, module.removeprefix("text_model_"))),)
 
@@ -157,6 +161,6 @@ def _in_block(down: bool, number: int, place: str, rest: str, layers: int) -> st
     return f"{where}_{'attentions' if place == '1' else 'resnets'}_{layer}_{RESNET.get(rest, rest)}"
 
 
-def _parts(modules: list[str]) -> tuple[Spot, ...]:
+def _parts(modules: list[str], *, rest: bool = False) -> tuple[Spot, ...]:
     """Modules that one tensor joins by rows."""
-    return tuple(Spot(module, Part(number, len(modules))) for number, module in enumerate(modules))
+    return tuple(Spot(module, Part(number, len(modules), rest=rest)) for number, module in enumerate(modules))

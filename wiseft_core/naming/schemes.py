@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from wiseft_core.errors import AmbiguousName, UnclaimedKey, Unsupported, WiseftError, listed, nearest
 from wiseft_core.naming import diffusers, kohya
 from wiseft_core.naming.links import Link, Part
-from wiseft_core.naming.originals import FILE, in_diffusers, layers_per_block
+from wiseft_core.naming.originals import BARE, FILE, TURNED, Spot, in_diffusers, layers_per_block
 from wiseft_core.naming.peft import PREFIX
 from wiseft_core.naming.words import BESIDE, COMPONENTS, UNET, Word, flat
 
@@ -44,6 +44,8 @@ TAILS: Final = {
 }
 """What PEFT's keys of LoRA end in, by role."""
 STEMS: Final = {"LOHA": "hada_", "LOKR": "lokr_"}
+Found = tuple[str, tuple[str, ...], dict[str, tuple[Link, ...]]]
+"""The path that PEFT's keys have for a module, the base tensors that it is, and links where it is not just one."""
 HINT: Final = "convert the file with the tool that made it, or merge it there and give the merged checkpoint"
 
 
@@ -224,21 +226,13 @@ class _Places:
         self.layers = max(layers_per_block(self.modules[one].values()) for one in (UNET, ""))
         self.own: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         self.met: defaultdict[tuple[str, str], list[tuple[str, Part | None]]] = defaultdict(list)
-        self.fused: dict[str, tuple[tuple[str, Part], ...]] = {}
+        self.base = frozenset(base)
         for component, names in self.modules.items():
             for name, module in names.items():
-                if name.endswith((".weight", "in_proj_weight")):
-                    self._add(component, name, module)
-
-    def _add(self, component: str, name: str, module: str) -> None:
-        """Take in a base tensor."""
-        self.own[component, module].append(name)
-        spots = in_diffusers(module, self.layers)
-        for spot in spots:
-            self.met[component, spot.module].append((name, spot.part))
-        parts = tuple((spot.module, spot.part) for spot in spots if spot.part is not None)
-        if parts:
-            self.fused[name] = parts
+                if name.endswith((".weight", *BARE)):
+                    self.own[component, module].append(name)
+                    for spot in in_diffusers(module, self.layers):
+                        self.met[component, spot.module].append((name, spot.part))
 
     def component(self, said: str) -> str:
         """The base's component for an adapter's; "" where the base is but one."""
@@ -248,29 +242,67 @@ class _Places:
             return UNET
         return "text_encoder_2" if said == "text_encoder_3" and said not in self.components else said
 
-    def find(self, component: str, spelled: str, key: str) -> tuple[str, tuple[str, ...], dict[str, tuple[Link, ...]]]:
-        """The path that PEFT's keys have for a module, the base tensors that it is, and their ties if there are any."""
+    def find(self, component: str, spelled: str, key: str) -> Found:
+        """Where a module lies in the base.
+
+        Raises:
+            UnclaimedKey: The base has no such component, or no such module.
+            AmbiguousName: Several tensors of the base are called so.
+        """
         place, name = "" if "" in self.components else component, flat(spelled)
         if place not in self.components:
             raise _no_component(key, component, self.components)
-        if owners := self.own.get((place, name)):
-            return _path(_only(owners, key)), tuple(owners), {}
         spots = in_diffusers(name, self.layers)
+        if owners := self.own.get((place, name)):
+            return self._alone(_only(owners, key), None, name)
         if any(spot.part is not None for spot in spots):
             return self._joined(place, name, spots, key)
-        found = [one for spot in spots for one in self.met.get((place, spot.module), ())]
+        found = {tensor: part for spot in spots for tensor, part in self.met.get((place, spot.module), ())}
         if not found:
             raise self._missing(place, name, key)
-        tensor = _only([tensor for tensor, _ in found], key)
-        if found[0][1] is None:
-            return _path(tensor), (tensor,), {}
-        raise _tied(key, tensor)
+        tensor = _only(list(found), key)
+        return self._alone(tensor, found[tensor], spots[0].module)
 
-    def _joined(
-        self, place: str, name: str, spots: Iterable[object], key: str
-    ) -> tuple[str, tuple[str, ...], dict[str, tuple[Link, ...]]]:
+    def _alone(self, tensor: str, part: Part | None, module: str) -> Found:
+        """A module that is one base tensor, or a part of one, whose other parts then have names of their own too."""
+        path, turned = tensor.removesuffix(".weight"), not tensor.endswith(".weight") and tensor.endswith(TURNED)
+        if turned:
+            return path, (tensor,), {tensor: (Link(f"{path}.weight", across=True),)}
+        if part is None:
+            return path, (tensor,), {}
+        rest = next(flat_name for names in self.modules.values() if (flat_name := names.get(tensor)))
+        others = in_diffusers(rest, self.layers)
+        links = {
+            stored: tuple(Link(f"{path}.{spot.module}.{leaf}", own=spot.part) for spot in others)
+            for stored, leaf in self._with_bias(tensor)[: 1 if part.rest else 2]  # a bias has no columns to count by
+        }
+        return f"{path}.{module}", (tensor,), links
+
+    def _joined(self, place: str, name: str, spots: Iterable[Spot], key: str) -> Found:
         """A module that joins what the base keeps apart."""
-        raise _tied(key, "several tensors of the base")
+        tensors = []
+        for spot in spots:
+            found = [tensor for tensor, part in self.met.get((place, spot.module), ()) if part is None]
+            if not found:
+                raise self._missing(place, spot.module, key)
+            tensors.append((_only(found, key), spot.part))
+        path = f"{place}_{name}" if place else name
+        pairs = [self._with_bias(tensor) for tensor, _ in tensors]
+        links = {
+            f"{path}.{leaf}": tuple(
+                Link(stored, own=part)
+                for (_, part), both in zip(tensors, pairs, strict=True)
+                for stored, own_leaf in both
+                if own_leaf == leaf
+            )
+            for leaf in ("weight", "bias")
+        }
+        return path, tuple(tensor for tensor, _ in tensors), {name: found for name, found in links.items() if found}
+
+    def _with_bias(self, tensor: str) -> list[tuple[str, str]]:
+        """A weight and the bias beside it, if there is one, each with what it is."""
+        bias = f"{tensor.removesuffix('weight')}bias"
+        return [(tensor, "weight"), *([(bias, "bias")] if bias in self.base else [])]
 
     def _missing(self, place: str, name: str, key: str) -> UnclaimedKey:
         """The refusal of a module that the base does not have."""
@@ -291,11 +323,6 @@ def _split(name: str) -> tuple[str, str]:
     return "", name
 
 
-def _path(tensor: str) -> str:
-    """The module of a base tensor."""
-    return tensor.removesuffix(".weight")
-
-
 def _only(tensors: list[str], key: str) -> str:
     """The one of some base tensors."""
     if len(tensors) == 1:
@@ -305,15 +332,6 @@ def _only(tensors: list[str], key: str) -> str:
         expected="one",
         got=listed(tensors),
         hint="give the adapter in diffusers' or PEFT's spelling, whose names have dots",
-    )
-
-
-def _tied(key: str, tensor: str) -> Unsupported:
-    return Unsupported(
-        f"{key} — adapter and base do not split this weight alike",
-        expected="one tensor of the base for each module of the adapter",
-        got=tensor,
-        hint="give the base in the layout that the adapter was trained on",
     )
 
 
