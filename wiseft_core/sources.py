@@ -147,7 +147,9 @@ def open_adapter(
             f"{folder} — no {CONFIG_FILE} here",
             expected="a folder that PEFT's save_pretrained wrote",
             got=f"adapters in sub-folders: {listed(inside, most=9)}" if inside else "no such file",
-            hint=f"give one of them: {folder / min(inside)}" if inside else "check the path",
+            hint=f"give one of them: {folder / min(inside)}"
+            if inside
+            else "check the path; what other tools than PEFT saved is read together with its base",
         )
     if not (folder / WEIGHTS_FILE).exists() and (folder / "adapter_model.bin").exists():
         raise Unsupported(

@@ -1,7 +1,7 @@
 """Adapters in other spellings than PEFT's, as PEFT would have saved them: which key is which, on which base module.
 
-Naming room: strings only. Adapter and base are both brought to diffusers' module names, flat, and meet there; a name is
-looked up, never taken apart by guessing. What does not meet, or meets twice, is refused.
+Naming room: strings only. A spelling says what each key is; where its module lies in the base is looked up, never
+guessed. What has no place, or two, is refused.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from wiseft_core.errors import AmbiguousName, UnclaimedKey, Unsupported, WiseftError, listed, nearest
+from wiseft_core.errors import AmbiguousName, UnclaimedKey, Unsupported, WiseftError, listed
 from wiseft_core.naming import diffusers, kohya
-from wiseft_core.naming.links import Link, Part
-from wiseft_core.naming.originals import BARE, FILE, TURNED, Spot, in_diffusers, layers_per_block
+from wiseft_core.naming.homes import Homes
+from wiseft_core.naming.links import Link
 from wiseft_core.naming.peft import PREFIX
-from wiseft_core.naming.words import BESIDE, COMPONENTS, UNET, Word, flat
+from wiseft_core.naming.words import COMPONENTS, Word
 
 
 class Scheme(NamedTuple):
@@ -44,8 +44,8 @@ TAILS: Final = {
 }
 """What PEFT's keys of LoRA end in, by role."""
 STEMS: Final = {"LOHA": "hada_", "LOKR": "lokr_"}
-Found = tuple[str, tuple[str, ...], dict[str, tuple[Link, ...]]]
-"""The path that PEFT's keys have for a module, the base tensors that it is, and links where it is not just one."""
+SUGGESTED: Final = 5
+"""How many of the names that are missing are shown with the nearest ones: comparing is slow."""
 HINT: Final = "convert the file with the tool that made it, or merge it there and give the merged checkpoint"
 
 
@@ -134,26 +134,27 @@ def translate(
         raise Unsupported("adapter keys", expected=f"a spelling of {listed(SCHEMES)}", got=listed(keys), hint=HINT)
     words = _words(keys, scheme, component)
     method = _method(words)
-    places = _Places(base)
+    homes = Homes(base)
     groups: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     problems: list[WiseftError] = []
     for key, word in words.items():
-        roles = groups[places.component(word.component), word.module]
+        roles = groups[homes.component(word.component), word.module]
         if word.role in roles:
             problems.append(_twice(key, roles[word.role]))
         roles[word.role] = key
     components = {place for place, _ in groups}
-    if "" in places.components and len(components) > 1:
+    if "" in homes.components and len(components) > 1:
         raise _several(components)
     modules: dict[str, Module] = {}
     links: dict[str, tuple[Link, ...]] = {}
     for (place, spelled), roles in groups.items():
         try:
-            path, tensors, ties = places.find(place, spelled, next(iter(roles.values())))
-            if path in modules:
-                raise _twice(next(iter(roles.values())), next(iter(modules[path].keys.values())))
-            modules[path] = Module(spelled, place, tensors, roles)
-            links |= ties
+            key = next(iter(roles.values()))
+            home = homes.find(place, spelled, key, suggest=len(problems) < SUGGESTED)
+            if home.path in modules:
+                raise _twice(key, next(iter(modules[home.path].keys.values())))
+            modules[home.path] = Module(spelled, place, home.tensors, roles)
+            links |= home.links
         except WiseftError as problem:
             problems.append(problem)
     WiseftError.raise_all(problems)
@@ -207,134 +208,6 @@ def _method(words: Mapping[str, Word]) -> str:
     return method
 
 
-class _Places:
-    """The modules of a base, to be looked up by the names that adapters have for them."""
-
-    def __init__(self, base: Collection[str]) -> None:
-        split = {name: _split(name) for name in base}
-        firsts = {name.partition(".")[0] for name in base}
-        # One component alone has its names without a prefix, and `transformer` may be a language model's own.
-        self.pipeline = firsts <= {*COMPONENTS, *BESIDE} and firsts != {"transformer"}
-        self.modules: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        for name, (component, rest) in split.items():
-            if not component and self.pipeline:
-                first, _, rest = name.partition(".")
-                component = COMPONENTS.get(first, first)
-            self.modules[component][name] = flat(rest.removesuffix(".weight"))
-        single = any(component for component, _ in split.values())
-        self.components = {one for one in self.modules if one or not single}
-        self.layers = max(layers_per_block(self.modules[one].values()) for one in (UNET, ""))
-        self.own: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        self.met: defaultdict[tuple[str, str], list[tuple[str, Part | None]]] = defaultdict(list)
-        self.base = frozenset(base)
-        for component, names in self.modules.items():
-            for name, module in names.items():
-                if name.endswith((".weight", *BARE)):
-                    self.own[component, module].append(name)
-                    for spot in in_diffusers(module, self.layers):
-                        self.met[component, spot.module].append((name, spot.part))
-
-    def component(self, said: str) -> str:
-        """The base's component for an adapter's; "" where the base is but one."""
-        if "" in self.components:
-            return said
-        if not said:
-            return UNET
-        return "text_encoder_2" if said == "text_encoder_3" and said not in self.components else said
-
-    def find(self, component: str, spelled: str, key: str) -> Found:
-        """Where a module lies in the base.
-
-        Raises:
-            UnclaimedKey: The base has no such component, or no such module.
-            AmbiguousName: Several tensors of the base are called so.
-        """
-        place, name = "" if "" in self.components else component, flat(spelled)
-        if place not in self.components:
-            raise _no_component(key, component, self.components)
-        spots = in_diffusers(name, self.layers)
-        if owners := self.own.get((place, name)):
-            return self._alone(_only(owners, key), None, name)
-        if any(spot.part is not None for spot in spots):
-            return self._joined(place, name, spots, key)
-        found = {tensor: part for spot in spots for tensor, part in self.met.get((place, spot.module), ())}
-        if not found:
-            raise self._missing(place, name, key)
-        tensor = _only(list(found), key)
-        return self._alone(tensor, found[tensor], spots[0].module)
-
-    def _alone(self, tensor: str, part: Part | None, module: str) -> Found:
-        """A module that is one base tensor, or a part of one, whose other parts then have names of their own too."""
-        path, turned = tensor.removesuffix(".weight"), not tensor.endswith(".weight") and tensor.endswith(TURNED)
-        if turned:
-            return path, (tensor,), {tensor: (Link(f"{path}.weight", across=True),)}
-        if part is None:
-            return path, (tensor,), {}
-        rest = next(flat_name for names in self.modules.values() if (flat_name := names.get(tensor)))
-        others = in_diffusers(rest, self.layers)
-        links = {
-            stored: tuple(Link(f"{path}.{spot.module}.{leaf}", own=spot.part) for spot in others)
-            for stored, leaf in self._with_bias(tensor)[: 1 if part.rest else 2]  # a bias has no columns to count by
-        }
-        return f"{path}.{module}", (tensor,), links
-
-    def _joined(self, place: str, name: str, spots: Iterable[Spot], key: str) -> Found:
-        """A module that joins what the base keeps apart."""
-        tensors = []
-        for spot in spots:
-            found = [tensor for tensor, part in self.met.get((place, spot.module), ()) if part is None]
-            if not found:
-                raise self._missing(place, spot.module, key)
-            tensors.append((_only(found, key), spot.part))
-        path = f"{place}_{name}" if place else name
-        pairs = [self._with_bias(tensor) for tensor, _ in tensors]
-        links = {
-            f"{path}.{leaf}": tuple(
-                Link(stored, own=part)
-                for (_, part), both in zip(tensors, pairs, strict=True)
-                for stored, own_leaf in both
-                if own_leaf == leaf
-            )
-            for leaf in ("weight", "bias")
-        }
-        return path, tuple(tensor for tensor, _ in tensors), {name: found for name, found in links.items() if found}
-
-    def _with_bias(self, tensor: str) -> list[tuple[str, str]]:
-        """A weight and the bias beside it, if there is one, each with what it is."""
-        bias = f"{tensor.removesuffix('weight')}bias"
-        return [(tensor, "weight"), *([(bias, "bias")] if bias in self.base else [])]
-
-    def _missing(self, place: str, name: str, key: str) -> UnclaimedKey:
-        """The refusal of a module that the base does not have."""
-        near = nearest(name, [module for at, module in self.own if at == place])
-        return UnclaimedKey(
-            f"{key} — the base has no module for it",
-            expected="a base tensor for every adapter tensor",
-            got="nothing of that name" + (f" in {place}" if place else ""),
-            hint=f"nearest names: {listed(near)}" if near else "is this the base that the adapter was trained on?",
-        )
-
-
-def _split(name: str) -> tuple[str, str]:
-    """The component of a tensor of a single file, and the rest of its name."""
-    for prefix, component in FILE.items():
-        if name.startswith(prefix):
-            return component, name.removeprefix(prefix)
-    return "", name
-
-
-def _only(tensors: list[str], key: str) -> str:
-    """The one of some base tensors."""
-    if len(tensors) == 1:
-        return tensors[0]
-    raise AmbiguousName(
-        f"{key} — {len(tensors)} tensors of the base are called so with underscores",
-        expected="one",
-        got=listed(tensors),
-        hint="give the adapter in diffusers' or PEFT's spelling, whose names have dots",
-    )
-
-
 def _mixed(got: str) -> AmbiguousName:
     return AmbiguousName(
         "adapter keys — not all in one spelling",
@@ -359,13 +232,4 @@ def _several(components: Iterable[str]) -> UnclaimedKey:
         expected="the base of all of them: a pipeline's folder or a single file",
         got=f"parts for {listed(components, most=9)}",
         hint="name the one that the base is, to leave out the others: component=, or --component",
-    )
-
-
-def _no_component(key: str, component: str, there: Iterable[str]) -> UnclaimedKey:
-    return UnclaimedKey(
-        f"{key} — the base has no {component}",
-        expected=f"one of {listed(there, most=9)}",
-        got=component,
-        hint="give the base that the adapter was trained on, or leave this part out by naming another: component=",
     )
