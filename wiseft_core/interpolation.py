@@ -83,7 +83,7 @@ def interpolate(
                 [2., 2., 2.]])
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     bound = bound_of(
         source,
         [tuned],

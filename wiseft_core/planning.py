@@ -39,7 +39,7 @@ def plan(
         WiseftError: Everything that `interpolate` refuses before it reads a value.
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     return bind_sources(source, tuned, base_config=base_config, tied=tied, output_dtype=output_dtype, families=families)
 
 

@@ -87,7 +87,7 @@ def rescale(
                 [0.5000]])
     """
     source = None if base is None else as_source(base)
-    tuned = as_tuned(adapter, config, {} if source is None else source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     if tuned.complete:
         _refuse_checkpoint()
     spelling = suffixes(families, tuned.config)

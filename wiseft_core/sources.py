@@ -188,26 +188,25 @@ class Tuned(NamedTuple):
 def as_tuned(
     adapter: Adapter | BaseLike,
     config: AdapterConfig | Mapping[str, object] | None,
-    base: Mapping[str, TensorSpec],
+    base: Source | None,
     families: Mapping[str, Family] = FAMILIES,
-    component: str | None = None,
 ) -> Tuned:
     """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's.
 
-    An adapter that another tool than PEFT spelled comes back as PEFT would have saved it for this base; `component`
-    is then what to take of an adapter for several.
+    An adapter in another tool's spelling comes back as PEFT would have saved it for this base. Of one for several
+    components, all parts are meant, but where the base was opened as one component of a pipeline by name.
     """
+    specs = {} if base is None else base.specs
     given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
     adapter = opened(adapter, families)
+    brought, content = (adapter.config, adapter.config_bytes) if isinstance(adapter, Adapter) else (None, None)
     source = as_source(adapter.tensors if isinstance(adapter, Adapter) else adapter)
-    said = given or (adapter.config if isinstance(adapter, Adapter) else None)
-    if found := respelled(source, base, config=said, component=component, families=families):
-        return Tuned(found.source, found.config, False, None, found.links)
-    if isinstance(adapter, Adapter):
-        return Tuned(source, said, False, adapter.config_bytes)
-    return Tuned(
-        source, given, given is None and (isinstance(source, Checkpoint) or base.keys() <= source.specs.keys())
-    )
+    component = base.component if isinstance(base, Checkpoint) else None
+    if found := respelled(source, specs, config=given or brought, component=component, families=families):
+        return Tuned(found.source, found.config, False, links=found.links)
+    covers = isinstance(source, Checkpoint) or specs.keys() <= source.specs.keys()
+    complete = given is None and covers and not isinstance(adapter, Adapter)
+    return Tuned(source, given or brought, complete, content)
 
 
 def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:

@@ -213,5 +213,13 @@ def test_an_encoder_of_openclip(where):
     view = interpolate(unet_file(unet(), "sd") | openclip_file(make(), where), adapter, 0.6)
     for key, value in wanted.items():
         assert torch.equal(view[key], value), key
+    kohya = {}
+    for key, value in state.items():
+        module, _, end = key.removeprefix("text_model.").partition(".lora_")
+        flat, side = module.replace(".", "_"), "down" if end.startswith("A") else "up"
+        if "projection" not in key:
+            kohya[f"lora_te{'2' if second else ''}_text_model_{flat}.lora_{side}.weight"] = value
+    again = interpolate(unet_file(unet(), "sd") | openclip_file(make(), where), kohya, 0.6)
+    assert all(torch.equal(again[key], value) for key, value in wanted.items() if "projection" not in key)
     told = plan(unet_file(unet(), "sd") | openclip_file(make(), where), adapter)
     assert len(told.consumed()) == len(adapter)

@@ -22,7 +22,7 @@ from pipelines.models import (
 )
 from safetensors.torch import save_file
 
-from wiseft_core import interpolate, save_checkpoint
+from wiseft_core import interpolate, open_checkpoint, save_checkpoint
 from wiseft_core.errors import ConfigError, UnclaimedKey, WiseftError
 
 ULP = 1e-6
@@ -245,6 +245,12 @@ def test_parts_for_other_components_are_never_dropped_in_silence(tmp_path):
         interpolate(dict(unet().state_dict()), state, 1.0)
     with pytest.raises(UnclaimedKey, match="no text_encoder"):
         interpolate(base_of(unet=unet()), state, 1.0)
+    unet().save_pretrained(tmp_path / "unet")
+    with pytest.raises(UnclaimedKey, match="several components"):
+        interpolate(tmp_path / "unet", state, 1.0)
+    view = interpolate(open_checkpoint(tmp_path, component="unet"), state, 0.5)
+    only = interpolate(tmp_path / "unet", {key: value for key, value in state.items() if "unet" in key}, 0.5)
+    assert view.touched == only.touched and all(torch.equal(view[name], only[name]) for name in view)
 
 
 def test_a_wrong_base_a_missing_factor_and_a_stray_key_are_refused():

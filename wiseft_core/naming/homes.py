@@ -174,5 +174,5 @@ def _no_component(key: str, component: str, there: Iterable[str]) -> UnclaimedKe
         f"{key} — the base has no {component}",
         expected=f"one of {listed(there, most=9)}",
         got=component,
-        hint="give the base that the adapter was trained on, or leave this part out by naming another: component=",
+        hint="give the base that the adapter was trained on, or open one component of it by name: component=",
     )

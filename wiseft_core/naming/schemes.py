@@ -231,5 +231,5 @@ def _several(components: Iterable[str]) -> UnclaimedKey:
         "the adapter is for several components, the base is one of them",
         expected="the base of all of them: a pipeline's folder or a single file",
         got=f"parts for {listed(components, most=9)}",
-        hint="name the one that the base is, to leave out the others: component=, or --component",
+        hint="to leave the others out, open the base by the name of its component: component=, or --component",
     )

@@ -40,7 +40,10 @@ class Checkpoint(Mapping[str, "Tensor"]):
         config: What config.json beside the weights says, or None.
         index_name: The file name of the index, or None.
         index_metadata: What the index says of the whole, such as total_size.
+        component: The component of a pipeline that it was asked to be; None where none was named.
     """
+
+    component: str | None = None
 
     def __init__(
         self,
@@ -221,7 +224,7 @@ def open_checkpoint(
         shards = [opened.enter_context(file) for file in _open_files(place, index and index.weight_map, files)]
         _check_union(shards, index and index.weight_map, place.file)
         opened.pop_all()
-    return Checkpoint(
+    found = Checkpoint(
         given,
         shards,
         folder=place.folder,
@@ -229,6 +232,8 @@ def open_checkpoint(
         index_name=place.file.name if index else None,
         index_metadata=index.metadata if index else None,
     )
+    found.component = component
+    return found
 
 
 def _open_files(place: Place, weight_map: Mapping[str, str] | None, files: Files) -> Iterator[TensorFile]:

@@ -24,7 +24,7 @@ class Renamed(Checkpoint):
     """
 
     def __init__(self, original: Checkpoint, names: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> None:
-        super().__init__(original.path, original.files, folder=original.folder, config=original.config)
+        self.__dict__ |= original.__dict__  # its files, its folder, its maps: all that it knows of itself
         self.original, self.names, self.specs = original, dict(names), dict(specs)
         self._homes = {name: original.file_of(known) for name, known in self.names.items()}
 
