@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from wiseft_core.sources import Source
 
-RANKED: Final = ("A", "w1_b", "w2_b", "w1_a", "w2_a")
-"""The roles that have a rank, in the order in which they tell it."""
+RANKED: Final = ("t1", "t2", "A", "w1_b", "w2_b")
+"""The roles whose first axis is the rank, in the order in which they tell it: with a core the others are turned."""
 
 
 class Respelled(NamedTuple):
@@ -98,9 +98,10 @@ def respelled(
         for name, (path, role, key) in factors.items()
     }
     as_peft = Renamed(source, names, specs) if isinstance(source, Checkpoint) else _Renamed(source, names, specs)
+    has_alphas = any("alpha" in module.keys for module in found.modules.values())
     if config is None:
         config = _config(found, source, families)
-    elif scheme != "diffusers":
+    elif has_alphas or scheme != "diffusers":
         raise ConfigError(
             f"a config beside an adapter in {scheme}'s spelling",
             expected="no config: such a file carries its scales",
@@ -196,9 +197,7 @@ def _config(found: Translation, source: Source, families: Mapping[str, Family]) 
 def _rank(module: Module, specs: Mapping[str, TensorSpec]) -> int | None:
     """The rank of a module's factors; None where they have none."""
     shapes = {role: specs[key].shape for role, key in module.keys.items()}
-    core = next((shapes[role] for role in ("t1", "t2") if role in shapes), ())
-    first = next((shapes[role] for role in RANKED if shapes.get(role)), ())
-    return (core or first)[0] if core or first else None
+    return next((shapes[role][0] for role in RANKED if shapes.get(role)), None)
 
 
 def _alpha(key: str, source: Source) -> float:
@@ -225,6 +224,14 @@ def _metadata(
     raw = _header(source)
     if not raw:
         return {}, {}
+    alphas_too = [module.keys["alpha"] for module in found.modules.values() if "alpha" in module.keys]
+    if alphas_too:  # diffusers refuses both together as well
+        raise ConfigError(
+            f"{listed(alphas_too)} — a scale beside the config in the file's header",
+            expected=f"one of the two: {METADATA}, or an alpha for each module",
+            got="both",
+            hint="the adapter file was put together from two: take the one that the training wrote",
+        )
     table = as_mapping(load_json(raw.encode(), METADATA), METADATA)
     configs: dict[str, AdapterConfig] = {}
     alphas: dict[str, float] = {}

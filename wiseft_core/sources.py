@@ -147,9 +147,7 @@ def open_adapter(
             f"{folder} — no {CONFIG_FILE} here",
             expected="a folder that PEFT's save_pretrained wrote",
             got=f"adapters in sub-folders: {listed(inside, most=9)}" if inside else "no such file",
-            hint=f"give one of them: {folder / min(inside)}"
-            if inside
-            else "check the path; what other tools than PEFT saved is read together with its base",
+            hint=f"give one of them: {folder / min(inside)}" if inside else "check the path",
         )
     if not (folder / WEIGHTS_FILE).exists() and (folder / "adapter_model.bin").exists():
         raise Unsupported(
@@ -172,11 +170,8 @@ def open_adapter(
 
 
 class Tuned(NamedTuple):
-    """What tuning left: its tensors, its config, whether it is a full checkpoint, and its config file's content.
-
-    Attributes:
-        links: What a base tensor, or a tensor that is changed, is, where names alone do not show how the two meet.
-    """
+    """What tuning left: its tensors, its config, whether it is a full checkpoint, its config file's content, and links:
+    what some names are, of the base or as it has them, where the two do not hold the same."""
 
     source: Source
     config: AdapterConfig | None

@@ -44,6 +44,7 @@ def test_keys(key, component, module, role):
         ["transformer.h.0.attn.c_attn.lora_A.weight", "transformer.h.0.attn.c_attn.lora_B.weight"],
         ["unet.a.lora_A.default.weight"],
         ["unet.a.weight", "text_encoder.b.weight"],
+        ["unet.a.weight", "unet.snake.alpha"],
         ["model.layers.0.q_proj.lora_A.weight"],
         [],
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wiseft_core.errors import AmbiguousName, UnclaimedKey, Unsupported
+from wiseft_core.errors import AmbiguousName, MissingFactor, UnclaimedKey, Unsupported
 from wiseft_core.naming.schemes import detect, translate
 
 BASE = [
@@ -108,6 +108,12 @@ def test_two_names_of_one_module_are_refused():
         translate([*keys("lora_te_text_model_fc1"), *keys("lora_te1_text_model_fc1")], BASE)
     with pytest.raises(AmbiguousName, match="second key"):
         translate([*keys("lora_te1_fc1"), *keys("lora_te1_text_model_fc1")], BASE)
+
+
+def test_an_alpha_without_factors_is_refused():
+    """It is no tensor that means nothing: its factors were lost."""
+    with pytest.raises(MissingFactor, match="alpha"):
+        translate([*keys("lora_unet_conv_in"), "lora_unet_mid_to_q.alpha"], BASE)
 
 
 def test_components():

@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict
 from pipelines.models import TEXT, base_of, flux, text_encoder, trained, unet
 from pipelines.single_file import openclip_file, unet_file
 
-from wiseft_core import interpolate, plan
+from wiseft_core import interpolate, plan, rescale
 from wiseft_core.errors import UnclaimedKey, Unsupported
 
 SEPARATE = [
@@ -100,10 +100,11 @@ def wanted_file(view):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4, 0.0])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_separate_adapters_on_a_joined_base(weights, alpha, prefix):
+@pytest.mark.parametrize("dora", [False, True])
+def test_separate_adapters_on_a_joined_base(weights, alpha, prefix, dora):
     """Each of q, k and v changes its rows of the one tensor, the rest of which stays as it is."""
     state, file = weights
-    model = trained(flux(), SEPARATE, alpha=3)
+    model = trained(flux(), SEPARATE, alpha=3, use_dora=dora)
     adapter = {f"transformer.{key}": value for key, value in get_peft_model_state_dict(model).items()}
     wanted = wanted_file(interpolate(state, adapter, alpha))
     view = interpolate({prefix + name: value for name, value in file.items()}, adapter, alpha)
@@ -156,6 +157,8 @@ def test_joined_adapters_on_a_separate_base(weights, alpha, prefix):
     found = original({name: view[prefix + name] for name in state})[0]
     for name, value in merged.items():
         assert torch.equal(found[name], value), name
+    with pytest.raises(Unsupported, match="split these weights alike"):
+        rescale(adapter, 0.5, base=base)
 
 
 def test_joined_adapters_are_read_as_diffusers_reads_them(weights):

@@ -172,6 +172,25 @@ def test_an_adapter_of_one_model_brings_its_config_in_the_header(tmp_path, optio
     assert all(torch.equal(loaded[name], view[name]) for name in view)
 
 
+def test_one_scale_is_said_once(tmp_path):
+    """Diffusers' names with `.alpha` tensors; a config, or one in the header, beside them is refused."""
+    state = states(adapter(text=False, alpha=3))
+    modules = sorted({key.partition(".lora_")[0] for key in state})
+    alphas = {f"{module}.alpha": torch.tensor(6.0) for module in modules}
+    network = unet().state_dict()
+    view = interpolate(dict(network), state | alphas, 0.5)
+    again = interpolate(dict(network), state, 0.5, config={"lora_alpha": 6})
+    plain = interpolate(dict(network), state, 0.5)
+    assert all(torch.equal(view[name], again[name]) for name in view)
+    assert not torch.equal(view["conv_in.weight"], plain["conv_in.weight"])
+    with pytest.raises(ConfigError, match="config beside"):
+        interpolate(dict(network), state | alphas, 0.5, config={"lora_alpha": 6})
+    header = {"lora_adapter_metadata": '{"unet.r": 3, "unet.lora_alpha": 6}'}
+    save_file({key: value.contiguous() for key, value in (state | alphas).items()}, tmp_path / "a.safetensors", header)
+    with pytest.raises(ConfigError, match="beside the config"):
+        interpolate(dict(network), tmp_path / "a.safetensors", 0.5)
+
+
 def test_nothing_is_left_of_the_adapter_at_zero(tmp_path):
     """alpha = 0 gives the base's file, byte for byte, and halfway lies between."""
     unet().save_pretrained(tmp_path / "unet")

@@ -13,7 +13,7 @@ factors if it is there, else what `lora_adapter_metadata` in the header says, el
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 from wiseft_core.naming.kohya import PREFIXES as KOHYA_PREFIXES
@@ -59,9 +59,9 @@ def parse(key: str) -> Word | None:
     return None
 
 
-def speaks(keys: Iterable[str]) -> bool:
+def speaks(keys: Collection[str]) -> bool:
     """Whether keys are certainly diffusers' own: no PEFT file and no live model has such."""
-    words = [word for word in map(parse, keys) if word is not None]
+    words = [word for word in map(parse, keys) if word is not None and word.role in ("A", "B")]
     if any(word.certain for word in words):
         return True
     said = {word.component for word in words}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from wiseft_core.errors import AmbiguousName, UnclaimedKey, listed, nearest
 from wiseft_core.naming.links import Link, Part
 from wiseft_core.naming.originals import BARE, FILE, TURNED, Spot, in_diffusers, layers_per_block
-from wiseft_core.naming.words import BESIDE, COMPONENTS, UNET, flat
+from wiseft_core.naming.words import COMPONENTS, UNET, flat
 
 
 class Home(NamedTuple):
@@ -38,12 +38,10 @@ class Homes:
 
     def __init__(self, base: Collection[str]) -> None:
         split = {name: _split(name) for name in base}
-        firsts = {name.partition(".")[0] for name in base}
-        # One component alone has its names without a prefix, and `transformer` may be a language model's own.
-        self.pipeline = firsts <= {*COMPONENTS, *BESIDE} and firsts != {"transformer"}
+        is_pipeline = any(name.partition(".")[0] in COMPONENTS for name in base)
         self.modules: defaultdict[str, dict[str, str]] = defaultdict(dict)
         for name, (component, rest) in split.items():
-            if not component and self.pipeline:
+            if not component and is_pipeline:
                 first, _, rest = name.partition(".")
                 component = COMPONENTS.get(first, first)
             self.modules[component][name] = flat(rest.removesuffix(".weight"))

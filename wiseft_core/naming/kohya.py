@@ -10,7 +10,7 @@ nothing at all to diffusers and ComfyUI, so it is refused where it is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 from wiseft_core.naming.words import UNET, Word
@@ -76,6 +76,6 @@ def _why(tail: str) -> str:
     return next(known, "a factor that is not known")
 
 
-def speaks(keys: Iterable[str]) -> bool:
+def speaks(keys: Collection[str]) -> bool:
     """Whether keys are kohya's: nobody else begins so."""
     return any(parse(key) is not None for key in keys)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from wiseft_core.errors import AmbiguousName, UnclaimedKey, Unsupported, WiseftError, listed
+from wiseft_core.errors import AmbiguousName, MissingFactor, UnclaimedKey, Unsupported, WiseftError, listed
 from wiseft_core.naming import diffusers, kohya
 from wiseft_core.naming.homes import Homes
 from wiseft_core.naming.links import Link
@@ -44,6 +44,7 @@ TAILS: Final = {
 }
 """What PEFT's keys of LoRA end in, by role."""
 STEMS: Final = {"LOHA": "hada_", "LOKR": "lokr_"}
+DAMAGED: Final = "the adapter file is damaged"
 SUGGESTED: Final = 5
 """How many of the names that are missing are shown with the nearest ones: comparing is slow."""
 HINT: Final = "convert the file with the tool that made it, or merge it there and give the merged checkpoint"
@@ -151,6 +152,8 @@ def translate(
         try:
             key = next(iter(roles.values()))
             home = homes.find(place, spelled, key, suggest=len(problems) < SUGGESTED)
+            if roles.keys() == {"alpha"}:
+                raise MissingFactor(key, expected="the factors that it scales", got="an alpha alone", hint=DAMAGED)
             if home.path in modules:
                 raise _twice(key, next(iter(modules[home.path].keys.values())))
             modules[home.path] = Module(spelled, place, home.tensors, roles)

@@ -18,8 +18,6 @@ COMPONENTS: Final = {
     "text_encoder_3": "text_encoder_3",
 }
 """The components of a pipeline that adapters are trained for, by the words that stand in front of dotted names."""
-BESIDE: Final = ("vae", "safety_checker", "image_encoder", "prior", "scheduler", "controlnet", "transformer_2")
-"""Other components that a pipeline's folder may have."""
 
 
 class Word(NamedTuple):
