@@ -15,6 +15,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, UnusedPattern, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.methods import companions, suffixes
+from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.naming.live import live_rules
 from wiseft_core.naming.peft import UNUSED, parse_keys
 from wiseft_core.naming.renames import links
@@ -28,7 +29,7 @@ from wiseft_core.sites import collect, copies
 from wiseft_core.steps import Scene, at, steps_of, token_rows
 from wiseft_core.ties import as_tied, bonds_of, check, settle
 from wiseft_core.types import TensorSpec
-from wiseft_core.views import View, disk_view, memory_view
+from wiseft_core.views import View, disk_view, identity, memory_view
 from wiseft_core.vocabulary import edits, is_resized
 
 
@@ -43,6 +44,7 @@ def bind(
     output_dtype: str | None = None,
     tied: str = "untie",
     apart: bool = False,
+    known: Mapping[str, tuple[Link, ...]] = NOTHING,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Plan:
     """Find the base tensor of every adapter tensor, or say why not.
@@ -58,6 +60,7 @@ def bind(
         tied: What becomes of an embedding and a head that are one tensor, where tuning makes them differ: "untie"
             writes both, "share" adds both changes to the one.
         apart: Write both in any case.
+        known: What some names, of the base or as the adapter has them, are where their spelling alone does not show it.
         families: The methods to know.
     Raises:
         BindingError, ShapeMismatch, ConfigError, Unsupported: Everything that does not fit, all of it at once.
@@ -70,7 +73,7 @@ def bind(
     model = grown(base, config.layer_replication if config is not None else (), base_config)
     bonds = () if complete else bonds_of(model.specs, base_config, shared, sites, as_tied(tied))
     specs = dict(model.specs) | {bond.other: model.specs[bond.source] for bond in bonds if bond.alias}
-    placed = place(sites, views_of(specs, base_config), adapter, config)
+    placed = place(sites, views_of(specs, base_config, known), adapter, config)
     found, same = _counters(placed.placed, specs, adapter)
     WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed) if complete else [])])
     settled = settle(bonds, found, config, as_tied(tied), apart=apart)
@@ -108,8 +111,17 @@ def bind(
     )
 
 
-def views_of(base: Mapping[str, TensorSpec], base_config: Mapping[str, object] | None) -> list[View]:
-    """The ways to see a base: as on disk, and as in memory where the rules for its model are known."""
+def views_of(
+    base: Mapping[str, TensorSpec],
+    base_config: Mapping[str, object] | None,
+    known: Mapping[str, tuple[Link, ...]] = NOTHING,
+) -> list[View]:
+    """The ways to see a base: as on disk, and as in memory where the rules for its model are known.
+
+    Where it is known what some names are, all others are what they are on disk.
+    """
+    if known:
+        return [memory_view(base, lambda name: known.get(name) or identity(name))]
     rules = rules_of(base_config)
     if rules is None and base_config is not None and "model_type" in base_config:
         rules = live_rules(base_config)

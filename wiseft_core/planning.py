@@ -43,7 +43,7 @@ def plan(
         WiseftError: Everything that `interpolate` refuses before it reads a value.
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     return bind_sources(source, tuned, base_config=base_config, tied=tied, output_dtype=output_dtype, families=families)
 
 
@@ -73,6 +73,7 @@ def bind_sources(
         output_dtype=output_dtype,
         tied=tied,
         apart=apart,
+        known=tuned.links,
         families=families,
     )
     return _of_components(found, source) if isinstance(source, Checkpoint) and source.components else found

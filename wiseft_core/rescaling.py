@@ -86,9 +86,16 @@ def rescale(
                 [0.5000]])
     """
     source = None if base is None else as_source(base)
-    tuned = as_tuned(adapter, config, {} if source is None else source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     if tuned.complete:
         _refuse_checkpoint()
+    if tuned.links:
+        raise Unsupported(
+            f"{listed(tuned.links)} — adapter and base do not split these weights alike",
+            expected="a base in the layout that the adapter was trained on: PEFT's keys name one module of it each",
+            got="weights that one of them joins and the other keeps apart",
+            hint="rescale it over the base in the other layout, or interpolate the whole model instead",
+        )
     spelling = suffixes(families, tuned.config)
     parsed = parse_keys(tuned.source.specs, suffixes=spelling)
     if source is None:

@@ -17,7 +17,9 @@ from wiseft_core.errors import CheckpointError, ConfigError, DtypeMismatch, Unsu
 from wiseft_core.families import FAMILIES, Change, Family
 from wiseft_core.layouts import OF_WEIGHT, Shape
 from wiseft_core.methods import family_of
+from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.naming.peft import PeftKey
+from wiseft_core.respelling import respelled
 from wiseft_core.sites import Site, collect
 from wiseft_core.store import hub
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
@@ -170,29 +172,38 @@ def open_adapter(
 
 
 class Tuned(NamedTuple):
-    """What tuning left: its tensors, its config, whether it is a full checkpoint, and its config file's content."""
+    """What tuning left: its tensors, its config, whether it is a full checkpoint, its config file's content, and links:
+    what some names are, of the base or as it has them, where the two do not hold the same."""
 
     source: Source
     config: AdapterConfig | None
     complete: bool
     config_bytes: bytes | None = None
+    links: Mapping[str, tuple[Link, ...]] = NOTHING
 
 
 def as_tuned(
     adapter: Adapter | BaseLike,
     config: AdapterConfig | Mapping[str, object] | None,
-    base: Mapping[str, TensorSpec],
+    base: Source | None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Tuned:
-    """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's."""
+    """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's.
+
+    An adapter in another tool's spelling comes back as PEFT would have saved it for this base. Of one for several
+    components, all parts are meant, but where the base was opened as one component of a pipeline by name.
+    """
+    specs = {} if base is None else base.specs
     given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
     adapter = opened(adapter, families)
-    if isinstance(adapter, Checkpoint):
-        return Tuned(adapter, given, given is None)
-    if isinstance(adapter, Adapter):
-        return Tuned(as_source(adapter.tensors), given or adapter.config, False, adapter.config_bytes)
-    source = as_source(adapter)
-    return Tuned(source, given, given is None and base.keys() <= source.specs.keys())
+    brought, content = (adapter.config, adapter.config_bytes) if isinstance(adapter, Adapter) else (None, None)
+    source = as_source(adapter.tensors if isinstance(adapter, Adapter) else adapter)
+    component = base.component if isinstance(base, Checkpoint) else None
+    if found := respelled(source, specs, config=given or brought, component=component, families=families):
+        return Tuned(found.source, found.config, False, links=found.links)
+    covers = isinstance(source, Checkpoint) or specs.keys() <= source.specs.keys()
+    complete = given is None and covers and not isinstance(adapter, Adapter)
+    return Tuned(source, given or brought, complete, content)
 
 
 def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:
