@@ -5,7 +5,7 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from wiseft_core.config import AdapterConfig
@@ -38,7 +38,7 @@ class Scene:
 
     adapter: Mapping[str, TensorSpec]
     config: AdapterConfig | None
-    orientation: Orientation
+    orientation: Callable[[str], Orientation]
     ranks: Mapping[str, int]
     families: Mapping[str, Family]
     base: Mapping[str, TensorSpec]
@@ -143,7 +143,7 @@ def _step(
         raise _mismatch(family, next(iter((meant or forms).values())), layouts, factors, shapes, name, weight)
     chosen = fitting[0]
     if len(fitting) > 1:
-        layout = scene.orientation.choose(placed)
+        layout = scene.orientation(placed.name).choose(placed)
         chosen = next((fit for fit in fitting if fit.layout == layout), chosen)
     rank = chosen.sizes.get("rank", scene.ranks.get(site.module))
     hyper = _hyper(record, placed, rank, chosen.sizes, name, scene)
