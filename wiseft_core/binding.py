@@ -7,7 +7,7 @@ factor, as a new tensor, or by name as one that means nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from wiseft_core import guards
 from wiseft_core.config import AdapterConfig
@@ -22,7 +22,7 @@ from wiseft_core.plans import Binding, Piece, Plan
 from wiseft_core.ruled import Placed, Placement
 from wiseft_core.sites import collect, copies
 from wiseft_core.steps import Scene, at, steps_of, token_rows
-from wiseft_core.ties import as_tied, check, settle
+from wiseft_core.ties import Bond, Tied, as_tied, check, settle
 from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_resized
 
@@ -74,14 +74,12 @@ def bind(
     found, same = _counters(placed.placed, specs, adapter)
     WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed) if complete else [])])
     settled = settle(bonds, found, config, as_tied(tied), apart=apart)
-    touched = dict.fromkeys(landing.name for one in settled.placed for landing in one.landed.landings)
     aliases = {bond.other for bond in bonds if bond.alias}
+    if not complete:
+        _check_ties(settled.placed, placed.new, bonds, models, specs, as_tied(tied))
+    touched = {landing.name for one in settled.placed for landing in one.landed.landings}
     for one in models.all:
-        own, there = one.own(touched | dict.fromkeys(placed.new)), one.own(specs)
-        if not complete:
-            names = there.keys() - {name.removeprefix(one.prefix) for name in aliases}
-            check(one.prefix, bonds, own, names, one.config, as_tied(tied))
-        guards.quantized([name for name in own if name in there], there, one.config)
+        guards.quantized(sorted(one.own(dict.fromkeys(touched))), one.own(specs), one.config)
     orientations = {one.prefix: Orientation.of(found, adapter, config, one.config) for one in models.all}
     scene = Scene(
         adapter,
@@ -108,10 +106,26 @@ def bind(
         sources=sources,
         alike=settled.alike,
         homes=_homes(placed.new, base) | {name: source for name, source in sources.items() if name not in base},
-        config={**model.config, **all_edits(models, bindings, result, specs, settled.untied)},
+        config={**model.config, **all_edits(models, bindings, result, specs, settled.untied, config)},
         rule=placed.rule,
         notes=tuple(_notes(bindings, placed, settled.note, families)),
     )
+
+
+def _check_ties(
+    placed: Sequence[Placed],
+    new: Iterable[str],
+    bonds: Sequence[Bond],
+    models: Models,
+    base: Mapping[str, TensorSpec],
+    tied: Tied,
+) -> None:
+    """Refuse changes of what may be tied in one of the models, to a tensor whose name is not known."""
+    names = dict.fromkeys([*(landing.name for one in placed for landing in one.landed.landings), *new])
+    aliases = {bond.other for bond in bonds if bond.alias}
+    known = {name: spec for name, spec in base.items() if name not in aliases} if aliases else base
+    for one in models.all:
+        check(one.prefix, bonds, one.own(names), one.own(known), one.config, tied)
 
 
 def _notes(

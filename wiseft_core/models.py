@@ -24,7 +24,7 @@ from wiseft_core.sites import Site
 from wiseft_core.ties import Bond, Tied, bonds_of
 from wiseft_core.types import TensorSpec
 from wiseft_core.views import View, disk_view, identity, memory_view
-from wiseft_core.vocabulary import edits
+from wiseft_core.vocabulary import check_class, edits
 
 T = TypeVar("T")
 Config = Mapping[str, object] | None
@@ -160,12 +160,14 @@ def all_edits(
     result: Mapping[str, TensorSpec],
     base: Mapping[str, TensorSpec],
     untied: str,
+    config: AdapterConfig | None,
 ) -> dict[str, object]:
     """What changes in the config.json of each model, by dotted path, with the component in front."""
     found: dict[str, object] = {}
     for model in models.all:
         own, before = model.own(result), model.own(base)
         resized = {name: own[name].shape for name in model.own(bindings) if own[name].shape != before[name].shape}
+        check_class(resized, config.trained_class if config is not None else None, model.config)
         changes = edits(resized, own, before, model.config)
         if untied and models.of(untied) == model:
             changes |= ties.edits(model.config)
