@@ -15,6 +15,10 @@ from torch import Tensor
 State = dict[str, Tensor]
 FRESH = {"transpose/weight": "the base has no such head to say its shape"}
 SHORTER = {"suffix": "the shorter name is the very name that the base has"}
+RULED = {
+    "suffix": "transformers' own rules load the shorter name into the same parameter",
+    "doubled": "transformers' own rules load the longer name into the same parameter",
+}
 FORMATS = ("original", "memory")
 
 

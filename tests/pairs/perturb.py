@@ -92,7 +92,7 @@ def both_spellings(pair: Pair, adapter: State) -> Iterator[tuple[str, State]]:
 
 
 def sites(pair: Pair) -> set[tuple[str, tuple[int, ...]]]:
-    """What tuning changes of the base, by the last two components of the names, with the shapes."""
+    """What tuning changes of the base, by the ends of the names, with the shapes."""
     base = base_of(pair, pair.formats[-1])[1]
     tuned = tuned_of(pair).state
     return {
@@ -108,8 +108,8 @@ def same(before: torch.Tensor, after: torch.Tensor) -> bool:
 
 
 def tail(name: str) -> str:
-    """The last three components."""
-    return ".".join(name.split(".")[-3:])
+    """The last three components, without what only says that it is a language model."""
+    return ".".join(name.split(".")[-3:]).removeprefix("language_model.").removeprefix("model.")
 
 
 def own_state(model: str) -> Loaded:
