@@ -159,6 +159,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"text_config": TEXT | {"model_type": "llama"}, "vision_config": PICTURE, "scale_factor": 2} | IMAGE,
     ),
     "mixtral": ("MixtralForCausalLM", TEXT | UNTIED | {"intermediate_size": 24, "num_local_experts": 4}),
+    "mixtral_square": ("MixtralForCausalLM", TEXT | UNTIED | {"intermediate_size": 32, "num_local_experts": 4}),
     "qwen2_moe": ("Qwen2MoeForCausalLM", TEXT | UNTIED | EXPERTS | {"shared_expert_intermediate_size": 40}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", TEXT | UNTIED | EXPERTS | {"num_experts": 12, "head_dim": 8}),
     "gpt_oss": ("GptOssForCausalLM", TEXT | UNTIED | {"intermediate_size": 32, "num_local_experts": 4, "head_dim": 8}),

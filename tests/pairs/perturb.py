@@ -114,7 +114,7 @@ def tail(name: str) -> str:
 
 def own_state(model: str) -> Loaded:
     """A base as its own class loads it."""
-    return base_state(model, "memory", None, MODELS[model][0])
+    return base_state(model, "memory", None, (), MODELS[model][0])
 
 
 def nearest_wrong_base(pair: Pair) -> str:

@@ -84,3 +84,27 @@ def test_an_adapter_that_fits_two_towers_is_refused(case: str, form: str, tmp_pa
         adapter[f"{module}.lora_B.weight"] = torch.ones(32, 4)
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q", "q_proj"]}
     assert refusal(base, adapter, config, tmp_path / "out")
+
+
+HOLES = {
+    "one expert's matrix": ("mixtral_parameters", ("layers.1.block_sparse_moe.experts.2.w3.weight",)),
+    "one expert": ("olmoe", tuple(f"layers.0.mlp.experts.1.{part}_proj.weight" for part in ("gate", "up", "down"))),
+    "the last expert": ("qwen3_moe_router", ("layers.0.mlp.experts.11.down_proj.weight",)),
+    "the fused qkv": ("nomic_bert_qkv", ("layers.1.attn.Wqkv.weight",)),
+    "a query": ("vit", ("encoder.layer.1.attention.attention.query.weight",)),
+}
+
+
+@pytest.mark.parametrize("case", HOLES)
+def test_a_base_that_lacks_a_part_is_refused(case: str) -> None:
+    """An adapter that changes a whole needs all of its parts: a stack with a hole would shift the experts behind it."""
+    name, gone = HOLES[case]
+    folder, _ = base_of(PAIRS[name], "original")
+    adapter, config = adapter_of(name)
+    tensors = {key: value for file in folder.glob("*.safetensors") for key, value in load_file(file).items()}
+    left = {key: value for key, value in tensors.items() if not key.endswith(gone)}
+    assert len(left) == len(tensors) - len(gone)
+    said = json.loads((folder / "config.json").read_text())
+    interpolate(tensors, adapter, 1.0, config=config, base_config=said)
+    with pytest.raises(WiseftError):
+        interpolate(left, adapter, 1.0, config=config, base_config=said)

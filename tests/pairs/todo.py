@@ -3,6 +3,7 @@
 TAKEN = frozenset(
     {
         *("llama_save_norm", "qwen2_bias_all", "bert_seqcls_legacy", "resnet_dora", "gemma3_vlm"),  # finding 1
+        *("qwen2_vl_old_saved", "gemma3_vlm_old_saved"),  # 1
         *(
             "clip_both_towers",
             "attention_net",

@@ -15,6 +15,9 @@ OLD_LLAVA = swap(
 OLD_TEXT = swap(("^base_model.model.", "base_model.model.text_model."))
 SIGHT = ("q_proj", "v_proj", "fc1", "down_proj")
 
+OF_TEXT_MODEL = swap(("model.model.language_model.", "model.model."))
+ONLY_TEXT = "the adapter is of the language model alone: PEFT is asked under the names of the whole"
+
 TABLE = [
     Pair("vit", "vit", lora("q_proj", "v_proj", "fc1", "projection", modules_to_save=["classifier"])),
     Pair("vit_loha", "vit", {"r": 4, "alpha": 8, "target_modules": ["k_proj", "fc2"]}, method="LoHa"),
@@ -97,6 +100,30 @@ TABLE = [
     Pair("gemma3_vlm_old_adapter", "gemma3", lora("q_proj", "o_proj"), respell=OLD_LLAVA, legal=RULED),
     Pair("paligemma", "paligemma", lora("q_proj", "fc1", "up_proj"), legal=RULED),
     Pair("paligemma_old_adapter", "paligemma", lora("q_proj"), respell=OLD_LLAVA, legal=RULED),
+    Pair(
+        "llava_text_only_adapter",
+        "llava",
+        lora(target_modules=r".*language_model.*\.(q_proj|up_proj)"),
+        respell=OF_TEXT_MODEL,
+        fault=ONLY_TEXT,
+        formats=("original",),
+    ),
+    Pair(
+        "qwen2_vl_old_saved",
+        "qwen2_vl",
+        lora("q_proj", modules_to_save=["merger", "norm"]),
+        respell=OLD_QWEN,
+        fault=UNMOVED,
+        legal=RULED,
+    ),
+    Pair(
+        "gemma3_vlm_old_saved",
+        "gemma3",
+        lora("o_proj", modules_to_save=["multi_modal_projector"]),
+        respell=OLD_LLAVA,
+        fault=UNMOVED,
+        legal=RULED,
+    ),
     Pair("idefics3", "idefics3", lora("q_proj", "fc1", "modality_projection.proj")),
     Pair("smolvlm_dora", "smolvlm", lora("q_proj", "down_proj", use_dora=True)),
     Pair("whisper", "whisper", lora("q_proj", "v_proj", "fc1", "conv1")),
