@@ -92,11 +92,11 @@ def both_spellings(pair: Pair, adapter: State) -> Iterator[tuple[str, State]]:
 
 
 def sites(pair: Pair) -> set[tuple[str, tuple[int, ...]]]:
-    """What tuning changes of the base, by the ends of the names, with the shapes."""
+    """What tuning changes of the base, by the ends of the names, with the shapes either way round."""
     base = base_of(pair, pair.formats[-1])[1]
     tuned = tuned_of(pair).state
     return {
-        (tail(name), tuple(before.shape))
+        (tail(name), tuple(sorted(before.shape)))
         for name, before in base.state.items()
         if name not in base.missing and name in tuned and not same(before, tuned[name])
     }
@@ -122,7 +122,9 @@ def nearest_wrong_base(pair: Pair) -> str:
     wanted = sites(pair)
 
     def shared(model: str) -> int:
-        return len(wanted & {(tail(name), tuple(value.shape)) for name, value in own_state(model).state.items()})
+        return len(
+            wanted & {(tail(name), tuple(sorted(value.shape))) for name, value in own_state(model).state.items()}
+        )
 
     scores = {model: shared(model) for model in MODELS if model != pair.model}
     return max((model for model, score in scores.items() if score < len(wanted)), key=lambda model: scores[model])

@@ -122,7 +122,7 @@ TABLE = [
         lora("o_proj", modules_to_save=["multi_modal_projector"]),
         respell=OLD_LLAVA,
         fault=UNMOVED,
-        legal=RULED,
+        legal=RULED | {"wrong base": "a Llama has every o_proj, and nothing that says a projector is no new head"},
     ),
     Pair("idefics3", "idefics3", lora("q_proj", "fc1", "modality_projection.proj")),
     Pair("smolvlm_dora", "smolvlm", lora("q_proj", "down_proj", use_dora=True)),
