@@ -211,3 +211,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     ),
 }
+MODELS |= {
+    "colpali": (
+        "ColPaliForRetrieval",
+        {"vlm_config": {"model_type": "paligemma"} | MODELS["paligemma"][1], "embedding_dim": 16},
+    ),
+    "colqwen2": (
+        "ColQwen2ForRetrieval",
+        {"vlm_config": {"model_type": "qwen2_vl"} | MODELS["qwen2_vl"][1], "embedding_dim": 16},
+    ),
+    "vision_encoder_decoder": (
+        "VisionEncoderDecoderModel",
+        {
+            "encoder": {"model_type": "vit"} | MODELS["vit"][1],
+            "decoder": {"model_type": "gpt2", "add_cross_attention": True, "is_decoder": True} | MODELS["gpt2"][1],
+        },
+    ),
+}
