@@ -211,6 +211,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     ),
 }
+
+
+def llava_over(text: str, vision: str) -> dict[str, Any]:
+    """A LLaVA whose language model and tower are of other types."""
+    return {
+        "text_config": {"model_type": text} | MODELS[text][1],
+        "vision_config": {"model_type": vision} | PICTURE,
+        "image_token_index": 96,
+    }
+
+
 MODELS |= {
     "colpali": (
         "ColPaliForRetrieval",
@@ -227,4 +238,7 @@ MODELS |= {
             "decoder": {"model_type": "gpt2", "add_cross_attention": True, "is_decoder": True} | MODELS["gpt2"][1],
         },
     ),
+    "llava_mixtral": ("LlavaForConditionalGeneration", llava_over("mixtral", "clip_vision_model")),
+    "llava_qwen2_moe": ("LlavaForConditionalGeneration", llava_over("qwen2_moe", "siglip_vision_model")),
+    "llava_gpt_oss": ("LlavaForConditionalGeneration", llava_over("gpt_oss", "dinov2")),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pairs.experts import MIXTRAL, fused, per_expert
 from pairs.pair import FRESH, RULED, SHORTER, Pair, lora, swap
 
 TOWER = swap(("vision_tower.", "vision_tower.vision_model."))
@@ -134,6 +135,10 @@ TABLE = [
         tuned="SiglipForImageClassification",
         legal=RULED | FRESH,
     ),
+    Pair("llava_mixtral", "llava_mixtral", fused("mlp.experts"), legal=RULED),
+    per_expert("llava_mixtral_v4", "llava_mixtral", "block_sparse_moe.experts", MIXTRAL, "layers.0.self_attn.k_proj"),
+    Pair("llava_qwen2_moe", "llava_qwen2_moe", fused("mlp.experts", "q_proj", "fc2"), legal=RULED),
+    Pair("llava_gpt_oss", "llava_gpt_oss", fused("mlp.experts", "q_proj"), legal=RULED),
     Pair("idefics3", "idefics3", lora("q_proj", "fc1", "modality_projection.proj")),
     Pair("smolvlm_dora", "smolvlm", lora("q_proj", "down_proj", use_dora=True)),
     Pair("whisper", "whisper", lora("q_proj", "v_proj", "fc1", "conv1")),
