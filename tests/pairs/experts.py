@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from pairs.formulas import SCALE
@@ -45,7 +46,9 @@ def singles(
     return adapter, state
 
 
-def per_expert(name: str, model: str, old: str, sites: Mapping[str, tuple[str, int | None]], *dense: str) -> Pair:
+def per_expert(
+    name: str, model: str, old: str, sites: Mapping[str, tuple[str, int | None]], *dense: str, **more: Any
+) -> Pair:
     """A case of `singles`."""
     make: Callable[[State], tuple[State, State]] = partial(singles, old=old, sites=sites, dense=dense)
     return Pair(
@@ -54,6 +57,7 @@ def per_expert(name: str, model: str, old: str, sites: Mapping[str, tuple[str, i
         lora(*sites, *dense),
         by_hand=make,
         fault="PEFT 0.21 has no such modules any more; the adapter is of transformers 4",
+        **more,
     )
 
 
