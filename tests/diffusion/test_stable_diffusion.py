@@ -8,8 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
-from peft import get_peft_model_state_dict
-from pipelines.models import (
+from diffusion.models import (
     ATTENTION,
     TEXT,
     base_of,
@@ -20,6 +19,7 @@ from pipelines.models import (
     trained,
     unet,
 )
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from wiseft_core import interpolate, open_checkpoint, save_checkpoint
