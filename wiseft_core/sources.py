@@ -21,8 +21,10 @@ from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.naming.peft import PeftKey
 from wiseft_core.respelling import respelled
 from wiseft_core.sites import Site, collect
+from wiseft_core.store import hub
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import read_file
+from wiseft_core.store.pipelines import PIPELINE_FILE
 from wiseft_core.store.strict_json import load_json
 from wiseft_core.types import TensorSpec
 
@@ -130,14 +132,14 @@ def open_adapter(
     """Open an adapter that PEFT saved: `adapter_config.json` with `adapter_model.safetensors`.
 
     Args:
-        path: The folder, or the safetensors file inside it.
+        path: The folder, or the safetensors file inside it; or a name on the hub, as for `open_checkpoint`.
         name: A named adapter, saved in the sub-folder of that name.
         families: The methods to know.
     Raises:
         CheckpointError: Something is missing or malformed, or the folder holds several adapters and none is named.
         Unsupported: The weights are pickled, or the config asks for what is not supported.
     """
-    folder = Path(path)
+    folder = hub.found(path)
     folder = folder.parent if folder.name == WEIGHTS_FILE else folder
     if name is not None:
         folder = folder / name
@@ -188,27 +190,24 @@ def as_tuned(
 ) -> Tuned:
     """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's.
 
-    An adapter in another tool's spelling comes back as PEFT would have saved it for this base. Of one for several
-    components, all parts are meant, but where the base was opened as one component of a pipeline by name.
+    Another tool's spelling becomes PEFT's for this base. All parts of an adapter for several components are meant, but
+    where the base was opened as one component of a pipeline by name.
     """
-    specs = {} if base is None else base.specs
     given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
     adapter = opened(adapter, families)
     brought, content = (adapter.config, adapter.config_bytes) if isinstance(adapter, Adapter) else (None, None)
     source = as_source(adapter.tensors if isinstance(adapter, Adapter) else adapter)
-    component = base.component if isinstance(base, Checkpoint) else None
-    if found := respelled(source, specs, config=given or brought, component=component, families=families):
+    if found := respelled(source, base, config=given or brought, families=families):
         return Tuned(found.source, found.config, False, links=found.links)
-    covers = isinstance(source, Checkpoint) or specs.keys() <= source.specs.keys()
-    complete = given is None and covers and not isinstance(adapter, Adapter)
-    return Tuned(source, given or brought, complete, content)
+    covers = isinstance(source, Checkpoint) or base is None or base.specs.keys() <= source.specs.keys()
+    return Tuned(source, given or brought, given is None and covers and not isinstance(adapter, Adapter), content)
 
 
 def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:
     """A path opened, as an adapter or as a full checkpoint, whichever it holds; anything else as it is."""
     if not isinstance(adapter, str | os.PathLike):
         return adapter
-    place = Path(adapter)
+    place = hub.found(adapter)
     if place.is_dir():
         is_adapter = (place / CONFIG_FILE).exists() or not _holds_model(place)
     else:
@@ -218,7 +217,8 @@ def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIE
 
 def _holds_model(folder: Path) -> bool:
     """Whether a folder holds weights of a model rather than of an adapter."""
-    return any(entry.name != WEIGHTS_FILE for entry in folder.glob("*.safetensors*"))
+    weights = any(entry.name != WEIGHTS_FILE for entry in folder.glob("*.safetensors*"))
+    return weights or (folder / PIPELINE_FILE).exists()
 
 
 @dataclass(frozen=True, slots=True)
