@@ -60,20 +60,19 @@ class _Renamed:
 
 def respelled(
     source: Source,
-    base: Mapping[str, TensorSpec],
+    base: Source | None,
     *,
     config: AdapterConfig | None = None,
-    component: str | None = None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Respelled | None:
     """An adapter in another spelling as PEFT has it; None for what is in PEFT's, or no adapter.
 
     Args:
         source: The adapter's tensors.
-        base: Specs of the base.
+        base: The base. Where it was opened as one component of a pipeline by name, the adapter's other parts are left
+            out.
         config: What the caller says of the scale; it wins over what a file in diffusers' spelling says. Kohya's carry
             their own.
-        component: The component to take from an adapter for several.
         families: The methods to know.
 
     Raises:
@@ -83,18 +82,19 @@ def respelled(
     scheme = detect(source.specs) or ("diffusers" if config is None and _header(source) else None)
     if scheme is None:
         return None
-    if not base:
+    if base is None:
         raise ConfigError(
             f"the adapter is in {scheme}'s spelling",
             expected="the base, whose names settle which modules are meant",
             got="no base",
             hint="give it: base=, or --base on the command line",
         )
-    found = translate(source.specs, base, component, scheme=scheme)
+    component = base.component if isinstance(base, Checkpoint) else None
+    found = translate(source.specs, base.specs, component, scheme=scheme)
     factors = found.factors
     names = {name: factor.key for name, factor in factors.items()}
     specs = {
-        name: TensorSpec(source.specs[key].dtype, _shape(role, found.modules[path], source.specs, base))
+        name: TensorSpec(source.specs[key].dtype, _shape(role, found.modules[path], source.specs, base.specs))
         for name, (path, role, key) in factors.items()
     }
     as_peft = Renamed(source, names, specs) if isinstance(source, Checkpoint) else _Renamed(source, names, specs)

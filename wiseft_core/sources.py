@@ -186,20 +186,17 @@ def as_tuned(
 ) -> Tuned:
     """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's.
 
-    An adapter in another tool's spelling comes back as PEFT would have saved it for this base. Of one for several
-    components, all parts are meant, but where the base was opened as one component of a pipeline by name.
+    Another tool's spelling becomes PEFT's for this base. All parts of an adapter for several components are meant, but
+    where the base was opened as one component of a pipeline by name.
     """
-    specs = {} if base is None else base.specs
     given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
     adapter = opened(adapter, families)
     brought, content = (adapter.config, adapter.config_bytes) if isinstance(adapter, Adapter) else (None, None)
     source = as_source(adapter.tensors if isinstance(adapter, Adapter) else adapter)
-    component = base.component if isinstance(base, Checkpoint) else None
-    if found := respelled(source, specs, config=given or brought, component=component, families=families):
+    if found := respelled(source, base, config=given or brought, families=families):
         return Tuned(found.source, found.config, False, links=found.links)
-    covers = isinstance(source, Checkpoint) or specs.keys() <= source.specs.keys()
-    complete = given is None and covers and not isinstance(adapter, Adapter)
-    return Tuned(source, given or brought, complete, content)
+    covers = isinstance(source, Checkpoint) or base is None or base.specs.keys() <= source.specs.keys()
+    return Tuned(source, given or brought, given is None and covers and not isinstance(adapter, Adapter), content)
 
 
 def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:

@@ -4,8 +4,8 @@
     lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_a     .hada_w1_b     .hada_w2_a     .hada_w2_b     .alpha
 
 Naming room: strings only. scale = alpha / rank. A file without `.alpha` means alpha = rank: sd-scripts ("support old
-LoRA without alpha"), diffusers and ComfyUI all read it so. An alpha of 0 means rank to sd-scripts and LyCORIS and
-nothing at all to diffusers and ComfyUI, so it is refused where it is read.
+LoRA without alpha"), diffusers and ComfyUI all read it so; one where only some modules have an alpha has lost some.
+An alpha of 0 means the rank to sd-scripts and LyCORIS and nothing to diffusers and ComfyUI: refused where it is read.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Naming room: strings only, and flat ones, with underscores for dots, so that one rule serves checkpoints and kohya's
 names alike. A single file holds all components, each behind its own prefix; inside, a UNet counts its blocks through
-(`input_blocks.4.1`), OpenCLIP and Flux keep q, k and v in one tensor.
+(`input_blocks.4.1`), OpenCLIP, Flux and SD3 keep q, k and v in one tensor.
 
     input_blocks.1.0 ... of a UNet with L layers to a block are
     down_blocks.0.resnets.0, .1, ... (L of each), then the downsampler; the last block has none
@@ -57,7 +57,7 @@ OPENCLIP: Final = {
     "mlp_c_proj": "mlp_fc2",
     "attn_out_proj": "self_attn_out_proj",
 }
-FLUX: Final = {
+STREAMS: Final = {
     "img_mod_lin": "norm1_linear",
     "txt_mod_lin": "norm1_context_linear",
     "img_attn_proj": "attn_to_out_0",
@@ -68,14 +68,26 @@ FLUX: Final = {
     "txt_mlp_2": "ff_context_net_2",
     "linear2": "proj_out",
     "modulation_lin": "norm_linear",
+    "x_block_attn_proj": "attn_to_out_0",
+    "x_block_attn2_proj": "attn2_to_out_0",
+    "x_block_mlp_fc1": "ff_net_0_proj",
+    "x_block_mlp_fc2": "ff_net_2",
+    "x_block_adaLN_modulation_1": "norm1_linear",
+    "context_block_attn_proj": "attn_to_add_out",
+    "context_block_mlp_fc1": "ff_context_net_0_proj",
+    "context_block_mlp_fc2": "ff_context_net_2",
 }
+"""Modules in the blocks of Flux and SD3. SD3's last modulation of the context has its halves turned: it is left out."""
 FUSED: Final = {
     "img_attn_qkv": ("attn_to_q", "attn_to_k", "attn_to_v"),
     "txt_attn_qkv": ("attn_add_q_proj", "attn_add_k_proj", "attn_add_v_proj"),
     "linear1": ("attn_to_q", "attn_to_k", "attn_to_v", "proj_mlp"),
+    "x_block_attn_qkv": ("attn_to_q", "attn_to_k", "attn_to_v"),
+    "x_block_attn2_qkv": ("attn2_to_q", "attn2_to_k", "attn2_to_v"),
+    "context_block_attn_qkv": ("attn_add_q_proj", "attn_add_k_proj", "attn_add_v_proj"),
 }
-"""Tensors of Flux that diffusers splits by rows; `linear1` in three of the width of the model, and the rest."""
-FLUX_AROUND: Final = {
+"""Tensors of Flux and SD3 that diffusers splits by rows; `linear1` in three of the width of the model, and the rest."""
+AROUND_STREAMS: Final = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "time_in_in_layer": "time_text_embed_timestep_embedder_linear_1",
@@ -85,6 +97,11 @@ FLUX_AROUND: Final = {
     "guidance_in_in_layer": "time_text_embed_guidance_embedder_linear_1",
     "guidance_in_out_layer": "time_text_embed_guidance_embedder_linear_2",
     "final_layer_linear": "proj_out",
+    "x_embedder_proj": "pos_embed_proj",
+    "t_embedder_mlp_0": "time_text_embed_timestep_embedder_linear_1",
+    "t_embedder_mlp_2": "time_text_embed_timestep_embedder_linear_2",
+    "y_embedder_mlp_0": "time_text_embed_text_embedder_linear_1",
+    "y_embedder_mlp_2": "time_text_embed_text_embedder_linear_2",
 }
 BLOCK: Final = re.compile(r"(input|output)_blocks_(\d+)_(\d+)_(.+)")
 LAYER: Final = re.compile(r"(?:transformer_)?resblocks_(\d+)_(.+)")
@@ -92,7 +109,7 @@ BARE: Final = ("in_proj_weight", "text_projection")
 """What tensors are called that are weights without a module of their own."""
 TURNED: Final = "text_projection"
 """The one of them that OpenCLIP stores (in, out)."""
-STREAM: Final = re.compile(r"(double|single)_blocks_(\d+)_(.+)")
+STREAM: Final = re.compile(r"(double|single|joint)_blocks_(\d+)_(.+)")
 INPUT: Final = re.compile(r"input_blocks_(\d+)_\d+_(op)?.*")
 RESNETS: Final = re.compile(r"down_blocks_(\d+)_resnets_(\d+)_.+")
 
@@ -146,8 +163,8 @@ def in_diffusers(module: str, layers: int) -> tuple[Spot, ...]:
         where = f"{'single_' if found[1] == 'single' else ''}transformer_blocks_{found[2]}"
         if found[3] in FUSED:
             return _parts([f"{where}_{one}" for one in FUSED[found[3]]], rest=found[3] == "linear1")
-        return (Spot(f"{where}_{FLUX.get(found[3], found[3])}"),)
-    return (Spot(FLUX_AROUND.get(module, module.removeprefix("text_model_"))),)
+        return (Spot(f"{where}_{STREAMS.get(found[3], found[3])}"),)
+    return (Spot(AROUND_STREAMS.get(module, module.removeprefix("text_model_"))),)
 
 
 def _in_block(down: bool, number: int, place: str, rest: str, layers: int) -> str:

@@ -160,6 +160,16 @@ def translate(
             links |= home.links
         except WiseftError as problem:
             problems.append(problem)
+    without = [key for module in modules.values() if "alpha" not in module.keys for key in module.keys.values()]
+    if without and any("alpha" in module.keys for module in modules.values()):
+        problems.append(
+            MissingFactor(
+                f"{listed(without)} — no alpha, which other modules have",
+                expected="an alpha for each module, or for none: then it is the rank",
+                got=f"{len(without)} keys without",
+                hint=DAMAGED,
+            )
+        )
     WiseftError.raise_all(problems)
     return Translation(scheme, method, modules, links)
 

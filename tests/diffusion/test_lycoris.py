@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pipelines.models import unet
+from diffusion.models import unet
 
 from wiseft_core import Adapter, interpolate, rescale
 from wiseft_core.errors import ConfigError, ShapeMismatch, Unsupported

@@ -11,9 +11,9 @@ from diffusers.loaders.lora_conversion_utils import (
     _maybe_map_sgm_blocks_to_diffusers,
 )
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
+from diffusion.models import ATTENTION, TEXT, base_of, sdxl_unet, text_encoder, trained, unet
+from diffusion.single_file import clip_file, unet_file, unet_names
 from peft import get_peft_model_state_dict
-from pipelines.models import ATTENTION, TEXT, base_of, sdxl_unet, text_encoder, trained, unet
-from pipelines.single_file import clip_file, unet_file, unet_names
 
 from wiseft_core import interpolate
 from wiseft_core.errors import UnclaimedKey

@@ -9,9 +9,9 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from diffusion.models import TEXT, base_of, flux, text_encoder, trained, unet
+from diffusion.single_file import openclip_file, unet_file
 from peft import get_peft_model_state_dict
-from pipelines.models import TEXT, base_of, flux, text_encoder, trained, unet
-from pipelines.single_file import openclip_file, unet_file
 
 from wiseft_core import interpolate, plan, rescale
 from wiseft_core.errors import UnclaimedKey, Unsupported

@@ -8,8 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
-from peft import get_peft_model_state_dict
-from pipelines.models import (
+from diffusion.models import (
     ATTENTION,
     TEXT,
     base_of,
@@ -20,10 +19,11 @@ from pipelines.models import (
     trained,
     unet,
 )
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from wiseft_core import interpolate, open_checkpoint, save_checkpoint
-from wiseft_core.errors import ConfigError, UnclaimedKey, WiseftError
+from wiseft_core import interpolate, open_checkpoint, plan, save_checkpoint
+from wiseft_core.errors import ConfigError, MissingFactor, UnclaimedKey, WiseftError
 
 ULP = 1e-6
 """Some units in the last place of weights of size one: PEFT multiplies in float32, and rounds twice."""
@@ -223,22 +223,40 @@ def test_dora_in_kohyas_names_keeps_its_magnitude():
 
 
 def test_alpha_beside_the_factors_is_the_scale():
-    """Each module has its own alpha, of any dtype; where it is missing it is the rank, as sd-scripts reads it."""
+    """Each module has its own alpha, of any dtype; where no module has one it is the rank, as sd-scripts reads it."""
     state = convert_state_dict_to_kohya(states(adapter(text=False)))
+    bare = {key: value for key, value in state.items() if not key.endswith(".alpha")}
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
     names = sorted({key.partition(".")[0] for key in state})
-    for number, name in enumerate(names):
-        state[f"{name}.alpha"] = torch.tensor(
-            float(number + 1), dtype=[torch.float32, torch.bfloat16, torch.float16][number % 3]
-        )
-    del state[f"{names[0]}.alpha"]
-    view = interpolate(dict(unet().state_dict()), state, 1.0)
-    modules = {key.removesuffix(".weight").replace(".", "_"): key for key in view if key.endswith(".weight")}
-    for number, name in enumerate(names):
-        weight = unet().state_dict()[modules[name.removeprefix("lora_unet_")]].double()
-        up, down = (state[f"{name}.lora_{end}.weight"].double() for end in ("up", "down"))
-        scale = (number + 1) / 3 if number else 1.0
-        wanted = weight + scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-        torch.testing.assert_close(view[modules[name.removeprefix("lora_unet_")]].double(), wanted, rtol=ULP, atol=ULP)
+    alphas = {f"{name}.alpha": torch.tensor(at + 1.0, dtype=dtypes[at % 3]) for at, name in enumerate(names)}
+    network = unet().state_dict()
+    modules = {key.removesuffix(".weight").replace(".", "_"): key for key in network if key.endswith(".weight")}
+    for given, scales in ((bare | alphas, [(at + 1) / 3 for at in range(len(names))]), (bare, [1.0] * len(names))):
+        view = interpolate(dict(network), given, 1.0)
+        for name, scale in zip(names, scales, strict=True):
+            key = modules[name.removeprefix("lora_unet_")]
+            up, down = (given[f"{name}.lora_{end}.weight"].double().flatten(1) for end in ("up", "down"))
+            wanted = network[key].double() + scale * (up @ down).reshape(network[key].shape)
+            torch.testing.assert_close(view[key].double(), wanted, rtol=ULP, atol=ULP)
+    del alphas[f"{names[0]}.alpha"]
+    with pytest.raises(MissingFactor, match="no alpha"):
+        interpolate(dict(network), bare | alphas, 1.0)
+
+
+@pytest.mark.parametrize("spelling", ["kohya", "diffusers"])
+def test_any_key_lost_or_renamed_is_refused(spelling):
+    """Every key in turn: dropped, misspelled, or of another module. Nothing is a silent no-op."""
+    state = states(adapter(text=False))
+    good = convert_state_dict_to_kohya(dict(state)) if spelling == "kohya" else state
+    base = {name: value.detach() for name, value in unet().state_dict().items()}
+    plan(base, good)
+    for key in list(good)[::5]:
+        rest = {name: value for name, value in good.items() if name != key}
+        module = key.partition(".lora_" if ".lora_" in key else ".alpha")[0]
+        wrong = [rest, rest | {f"{module}x{key.removeprefix(module)}": good[key]}, rest | {key + "x": good[key]}]
+        for broken in wrong:
+            with pytest.raises(WiseftError):
+                plan(base, broken)
 
 
 def test_sdxl_with_two_text_encoders():
