@@ -78,10 +78,9 @@ def interpolate(
 
     source, tuned = checkpoint(base, weights), named(adapter, adapter_name)
     plan_of(source, tuned)  # headers and configs are refused before torch is imported
-
+    session_of(context).settle()
     from wiseft_core.interpolation import interpolate as view_of
 
-    session_of(context).settle()
     view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
     written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
     return write(view, out, written, reports.verify_command(out, base, [tuned], weights), as_json=as_json, quiet=quiet)
@@ -156,9 +155,9 @@ def verify(
 
     Against its manifest; with base and adapter, every tensor is computed again and compared.
     """
+    session_of(context).settle()
     from wiseft_core.verification import verify as check
 
-    session_of(context).settle()
     source = None if base is None else checkpoint(base, weights)
     with progress(f"checking {out.name}", quiet=quiet) as told:
         report = check(out, base=source, adapter=adapter or None, sample=sample, progress=told)
@@ -180,9 +179,9 @@ def demo(
 
     It gets a LoRA and a DoRA, is interpolated at 0, 0.5 and 1, and what is promised is checked.
     """
+    session_of(context).settle()
     from wiseft_core.cli.demo import run_demo
 
-    session_of(context).settle()
     shown = run_demo(out, quiet=quiet)
     if as_json:
         say_json(shown.as_dict())

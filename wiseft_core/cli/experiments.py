@@ -69,11 +69,10 @@ def sweep(
     from wiseft_core.planning import plan as plan_of
 
     plan_of(source, tuned)  # headers and configs are refused before torch is imported
-
+    session_of(context).settle()
     from wiseft_core.interpolation import sweep as views_of
     from wiseft_core.sweeping import save_sweep
 
-    session_of(context).settle()
     given = [combined(number, alpha_for or [], schedule) for number in alphas]
     views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
     written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
@@ -138,9 +137,9 @@ def combine(
             source, pairs, out, str(as_adapter), rank, extrapolate, sync=not no_sync, as_json=as_json, quiet=quiet
         )
 
+    session_of(context).settle()
     from wiseft_core.combination import combine as view_of
 
-    session_of(context).settle()
     view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
     written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
     next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
@@ -166,10 +165,10 @@ def rescale(
     """Write an adapter to OUT that PEFT loads as the interpolated model."""
     given = alpha_of(context, alpha, alpha_for, schedule)
 
+    session_of(context).settle()
     from wiseft_core.adapters import save_adapter
     from wiseft_core.rescaling import rescale as rescaled
 
-    session_of(context).settle()
     tuned, source = named(adapter, adapter_name), None if base is None else checkpoint(base, weights)
     report = save_adapter(rescaled(tuned, given, base=source, extrapolate=extrapolate), out, sync=not no_sync)
     if as_json:
