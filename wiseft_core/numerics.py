@@ -229,6 +229,25 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return total[:out, :width]
 
 
+def added(base: Tensor, left: Tensor, right: Tensor, c: float) -> Tensor:
+    """base + (c · left) @ right, summed onto the base: a third less work than `moved` with a `product`.
+
+    Its bits are a function of the operands' values and of the width alone: BLAS would treat the edge of a width that is
+    no multiple of 16 by other means, and float32 rows too, so those take that way.
+
+    Shapes:
+        base (out, in); left (out, rank); right (rank, in). Not modified. Returns (out, in), contiguous.
+    """
+    rank, width = right.shape
+    if rank == 0 or width % 16 or base.dtype != torch.float64:
+        return moved(base, product(left, right), c)
+    total, scaled = base, left * c
+    for start in range(0, rank, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        total = torch.addmm(total, scaled[:, part].contiguous(), right[part].contiguous())
+    return total
+
+
 def moved(base: Tensor, delta: Tensor, c: float) -> Tensor:
     """base + c · delta: scaled, then added, never in one fused step; neither is modified."""
     return base + delta if c == 1 else (delta * c).add_(base)

@@ -20,8 +20,8 @@ from wiseft_core.errors import NotFinite
 from wiseft_core.families import Change, Hyper
 from wiseft_core.layouts import Layout, matrix_shape
 
-TILE: Final = 1 << 17
-"""Elements of a tile: few enough for a core's cache, many enough to make the calls cheap."""
+TILE: Final = 1 << 18
+"""Elements of a tile: few enough for the processor's cache, many enough to make the calls cheap."""
 
 
 class Tile(NamedTuple):
