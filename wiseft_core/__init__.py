@@ -13,7 +13,6 @@ from wiseft_core.version import __version__ as __version__
 if TYPE_CHECKING:
     from wiseft_core import errors, families, naming, schedules
     from wiseft_core.adapters import save_adapter
-    from wiseft_core.binding import Plan
     from wiseft_core.combination import combine
     from wiseft_core.config import AdapterConfig
     from wiseft_core.errors import WiseftError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from wiseft_core.joining import Joined, combine_adapters
     from wiseft_core.offline import save_checkpoint
     from wiseft_core.planning import plan
+    from wiseft_core.plans import Plan
     from wiseft_core.report import Report
     from wiseft_core.rescaling import rescale
     from wiseft_core.single import interpolate_tensor
@@ -36,7 +36,7 @@ _HOMES = {
     "AdapterConfig": "config",
     "Checkpoint": "store.checkpoint",
     "Joined": "joining",
-    "Plan": "binding",
+    "Plan": "plans",
     "Report": "report",
     "StateDict": "statedict",
     "TensorSpec": "types",

@@ -7,14 +7,17 @@ adapter's change to it is computed once, whatever the number of alphas.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock, local
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
 from wiseft_core import numerics
 from wiseft_core.errors import NotFinite
+from wiseft_core.spans import Place, Span, index_at
 from wiseft_core.tiles import Numbers, Step, Tile, delta_values, tuned_values
 
 
@@ -23,12 +26,51 @@ class Term:
     """What one adapter does to one tensor.
 
     Attributes:
-        steps: Its changes, in the order in which they apply.
+        places: Where the matrices lie that it changes, ascending and apart, none of them empty.
+        steps: The changes of one of them by its number, in the order in which they apply.
         rows: The rows that it touches, ascending, as the `row` axis of its factors has them; None: every row.
     """
 
-    steps: tuple[Step, ...]
+    places: tuple[Place, ...]
+    steps: Callable[[int], tuple[Step, ...]]
     rows: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], steps: tuple[Step, ...], rows: Sequence[int] | None = None) -> Term:
+        """The changes of a whole tensor."""
+        return cls((Place.of(0, shape),), lambda at: steps, rows)
+
+
+class Each:
+    """Makes the steps of each piece when it is first needed, by one thread for all, and keeps them while one is at it.
+
+    A tensor may have hundreds of pieces, and their factors are not all to be in memory at once.
+    """
+
+    def __init__(self, make: Callable[[int], tuple[Step, ...]]) -> None:
+        self._make = make
+        self._made: WeakValueDictionary[int, _Held] = WeakValueDictionary()
+        self._lock, self._mine = Lock(), local()
+
+    def __call__(self, at: int) -> tuple[Step, ...]:
+        """The steps of the piece of this number."""
+        with self._lock:
+            held = self._made.get(at)
+            if held is None:
+                self._made[at] = held = _Held()
+            self._mine.held = held  # this thread lets go of the piece where it was before
+        with held.lock:
+            if held.steps is None:
+                held.steps = self._make(at)
+            return held.steps
+
+
+class _Held:
+    """The steps of one piece, once they are made."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.steps: tuple[Step, ...] | None = None
 
 
 Share = tuple[float, ...]
@@ -36,7 +78,7 @@ Share = tuple[float, ...]
 
 
 def tile_values(
-    tile: Tile, stored: Tensor, terms: Sequence[Term], shares: Sequence[Share], numbers: Numbers, name: str
+    span: Span, stored: Tensor, terms: Sequence[Term], shares: Sequence[Share], numbers: Numbers, name: str
 ) -> list[Tensor]:
     """The interpolated values of one tile for each of `shares`, each rounded once.
 
@@ -52,14 +94,12 @@ def tile_values(
     """
     stored = stored.to(numbers.device)
     try:
-        weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
+        weight = numerics.widen(stored, numbers.compute)
         moves = [
-            _move(term, weight, tile) if any(share[at] for share in shares) else None for at, term in enumerate(terms)
+            _move(term, weight, span) if any(share[at] for share in shares) else None for at, term in enumerate(terms)
         ]
         return [
-            numerics.finish(
-                _blend(weight, moves, share).reshape(-1), stored, numbers.output, overflow=numbers.overflow, name=name
-            )
+            numerics.finish(_blend(weight, moves, share), stored, numbers.output, overflow=numbers.overflow, name=name)
             for share in shares
         ]
     except NotFinite as error:
@@ -68,7 +108,7 @@ def tile_values(
         raise
 
 
-def tile_change(tile: Tile, stored: Tensor, terms: Sequence[Term], share: Share, numbers: Numbers) -> Tensor:
+def tile_change(span: Span, stored: Tensor, terms: Sequence[Term], share: Share, numbers: Numbers) -> Tensor:
     """What the terms add to a tile for one share, in the compute dtype.
 
         sum of alpha·(W_tuned - W)
@@ -76,11 +116,10 @@ def tile_change(tile: Tile, stored: Tensor, terms: Sequence[Term], share: Share,
     The order of the terms does not matter to the bits.
 
     Shapes:
-        stored (stop - start), in the base's dtype. Returns the tile as a matrix (rows, columns).
+        stored (stop - start), in the base's dtype. Returns the same.
     """
-    stored = stored.to(numbers.device)
-    weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
-    pairs = [(_move(term, weight, tile), alpha) for term, alpha in zip(terms, share, strict=True)]
+    weight = numerics.widen(stored.to(numbers.device), numbers.compute)
+    pairs = [(_move(term, weight, span), alpha) for term, alpha in zip(terms, share, strict=True)]
     shifts = [_shift(weight, move, alpha) for move, alpha in pairs if move is not None]
     return numerics.ordered_sum(shifts) if shifts else weight.zero_()
 
@@ -92,18 +131,22 @@ class _Move(NamedTuple):
     scale: float | None
 
 
-def _move(term: Term, weight: Tensor, tile: Tile) -> _Move | None:
-    """The effect of a term on a tile; None where it touches none of the tile's rows."""
+def _move(term: Term, flat: Tensor, span: Span) -> _Move | None:
+    """The effect of a term on a tile; None where it touches none of it."""
+    at = index_at(term.places, span.start)
+    if at is None:
+        return None
+    tile = term.places[at].tile(span)
+    weight, steps = flat.view(tile.bottom - tile.top, tile.right - tile.left), term.steps(at)
     if term.rows is not None:
-        return _move_rows(term, term.rows, weight, tile)
-    step = term.steps[0]
-    if len(term.steps) > 1 or step.change.delta is None:
-        return _Move(tuned_values(weight, tile, term.steps), None)
-    return _Move(delta_values(step, weight, tile), step.hyper.scale)
+        return _move_rows(steps, term.rows, weight, tile)
+    if len(steps) > 1 or steps[0].change.delta is None:
+        return _Move(tuned_values(weight, tile, steps).view(-1), None)
+    return _Move(delta_values(steps[0], weight, tile).view(-1), steps[0].hyper.scale)
 
 
-def _move_rows(term: Term, rows: Sequence[int], weight: Tensor, tile: Tile) -> _Move | None:
-    """`_move` for a term that touches listed rows: the others keep the base's values."""
+def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Tensor, tile: Tile) -> _Move | None:
+    """`_move` for steps that touch listed rows: the others keep the base's values."""
     first, last = bisect_left(rows, tile.top), bisect_left(rows, tile.bottom)
     if first == last:
         return None
@@ -113,8 +156,8 @@ def _move_rows(term: Term, rows: Sequence[int], weight: Tensor, tile: Tile) -> _
         start = tile.start + (row - tile.top) * width
         part = Tile(start, start + width, row, row + 1, tile.left, tile.right)
         at = slice(row - tile.top, row - tile.top + 1)
-        tuned[at] = tuned_values(weight[at], part, term.steps, entry)
-    return _Move(tuned, None)
+        tuned[at] = tuned_values(weight[at], part, steps, entry)
+    return _Move(tuned.view(-1), None)
 
 
 def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share) -> Tensor:

@@ -6,22 +6,25 @@ depends on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import Binding, Plan, new_twice, union_rows
-from wiseft_core.blending import Share, Term, tile_change, tile_values
-from wiseft_core.errors import DtypeMismatch, WiseftError
+from wiseft_core.blending import Each, Share, Term, tile_change, tile_values
+from wiseft_core.cutting import Packed, read_step, whole
+from wiseft_core.errors import DtypeMismatch, Unsupported, WiseftError
 from wiseft_core.families import Change, Family
-from wiseft_core.layouts import LAYOUTS
+from wiseft_core.layouts import matrix_shape
+from wiseft_core.plans import Binding, Piece, Plan, new_twice
 from wiseft_core.sources import Memory, Source
+from wiseft_core.spans import Place, Span, runs, united
 from wiseft_core.steps import StepSpec
-from wiseft_core.tiles import Numbers, Read, Step, Tile, factor_matrix, grid, measured, not_finite
+from wiseft_core.tiles import Numbers, Read, Step, measured, not_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,11 @@ class Prepared:
     Attributes:
         name: Its name.
         shape: Its shape.
-        read: Reads the base's elements.
+        read: Reads the base's elements; those that the base does not have are 0.
         terms: What each adapter that has a share does to it.
         shares: For each result, the coefficient of each term.
-        rows: The rows that differ from what `read` gives; None for all.
+        spans: The elements that differ from what `read` gives.
+        known: How many elements the base has. Those behind are as tuned, whatever the share.
         numbers: Dtypes, device and policy.
     """
 
@@ -43,27 +47,28 @@ class Prepared:
     read: Read
     terms: tuple[Term, ...]
     shares: tuple[Share, ...]
-    rows: Sequence[int] | None
+    spans: tuple[Span, ...]
+    known: int
     numbers: Numbers
 
-    def tiles(self) -> Iterator[Tile]:
-        """The tiles that differ from what `read` gives: all of them, or those of the touched rows."""
-        return grid(self.shape, self.rows)
+    def tiles(self) -> Iterator[Span]:
+        """The tiles that differ from what `read` gives: all of them, or those of `spans`."""
+        return runs(self.spans, [term.places for term in self.terms], Place.of(0, self.shape))
 
-    def values(self, tile: Tile) -> list[Tensor]:
+    def values(self, tile: Span) -> list[Tensor]:
         """For each result, its elements [tile.start, tile.stop), rounded once to the output dtype."""
-        stored = self.read(tile.start, tile.stop)
-        return tile_values(tile, stored, self.terms, self.shares, self.numbers, self.name)
+        shares = self.shares if tile.start < self.known else [(1.0,) * len(share) for share in self.shares]
+        return tile_values(tile, self.read(*tile), self.terms, shares, self.numbers, self.name)
 
-    def value(self, tile: Tile) -> Tensor:
+    def value(self, tile: Span) -> Tensor:
         """`values` for the only result."""
         (value,) = self.values(tile)
         return value
 
-    def change(self, tile: Tile) -> Tensor:
-        """For the only result, what is added to the base there, in the compute dtype: (rows, columns) of the tile."""
+    def change(self, tile: Span) -> Tensor:
+        """For the only result, what is added to the base there, in the compute dtype."""
         (share,) = self.shares
-        return tile_change(tile, self.read(tile.start, tile.stop), self.terms, share, self.numbers)
+        return tile_change(tile, self.read(*tile), self.terms, share, self.numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +92,88 @@ class Bound:
     output_dtype: str | None
     overflow: str
     device: torch.device | None
+    tied: str = "untie"
+    packed: Packed = field(default_factory=Packed, repr=False, compare=False)
 
     def source(self, name: str) -> tuple[Source, str]:
-        """Where an output tensor's own bytes are: in the base, or in an adapter for a new one; and under which key."""
+        """Where an output tensor's own bytes are: in the base, or in an adapter for a new one; and under which key.
+
+        Of a tensor that tuning has made larger the base has the first elements.
+        """
         for part in self.parts if name in self.plan.new else ():
             if name in part.plan.new:
                 return part.adapter, part.plan.new[name]
-        return self.base, name
+        return self.base, self.plan.sources.get(name, name)
 
     def is_copy(self, name: str, share: Share) -> bool:
         """Whether an output tensor is its source's bytes, so that nothing is computed."""
         source, key = self.source(name)
-        return not any(share) and source.specs[key].dtype == self.plan.outputs[name].dtype
+        return not any(share) and source.specs[key] == self.plan.outputs[name]
 
-    def rows(self, name: str, shares: Sequence[Share]) -> tuple[int, ...] | None:
-        """The rows of a tensor that differ from its source's bytes in any of the results, ascending; None for all."""
-        source, key = self.source(name)
-        bindings = [self.parts[at].plan.bindings[name] for at in _active(shares)]
-        if not bindings or source.specs[key].dtype != self.plan.outputs[name].dtype:
-            return None
-        return union_rows([bound.rows for bound in bindings])
+    def spans(self, name: str, shares: Sequence[Share]) -> tuple[Span, ...]:
+        """The elements of a tensor that differ from its source's bytes in any of the results."""
+        (source, key), output = self.source(name), self.plan.outputs[name]
+        known = source.specs[key].numel
+        if source.specs[key].dtype != output.dtype:
+            return united([Span(0, output.numel)], known)
+        bindings = [self.parts[at].plan.bindings[name] for at in self._active(name, shares)]
+        changed = [span for binding in bindings if any(map(any, shares)) for span in spans_of(binding)]
+        return united([*changed, Span(min(known, output.numel), output.numel)], known)
+
+    def tiles(self, name: str, shares: Sequence[Share]) -> Iterator[Span]:
+        """The tiles of `spans`, known before anything is read."""
+        matrices = [places(self.parts[at].plan.bindings[name]) for at in self._active(name, shares)]
+        return runs(self.spans(name, shares), matrices, Place.of(0, self.plan.outputs[name].shape))
 
     def prepare(self, name: str, shares: Sequence[Share]) -> Prepared:
-        """Read the factors of one output tensor, and take the pass over it that some families need first.
+        """One output tensor, ready to be computed. Factors are read when a tile first needs them.
 
         Args:
             name: The tensor.
             shares: For each result, the coefficient of each part; 0 for a part that does not touch the tensor.
         """
-        source, key = self.source(name)
-        shape, read = source.specs[key].shape, partial(source.read, key)
-        numbers, active = self.numbers(name), _active(shares)
-        terms = tuple(self._term(self.parts[at], name, shape, read, numbers) for at in active)
+        (source, key), shape = self.source(name), self.plan.outputs[name].shape
+        known, active, numbers = source.specs[key].numel, self._active(name, shares), self.numbers(name)
+        read: Read = partial(extended, source, key)
+        bindings = [self.parts[at].plan.bindings[name] for at in active]
+        # Tiles that suit several matrices, or end where the base does, may hold less than whole rows of one.
+        gridded = len({places(binding) for binding in bindings}) < 2 and known >= math.prod(shape)
+        terms = [self._term(self.parts[at], name, read, numbers, gridded=gridded) for at in active]
         kept = tuple(tuple(share[at] for at in active) for share in shares)
-        return Prepared(name, shape, read, terms, kept, self.rows(name, shares), numbers)
+        return Prepared(name, shape, read, tuple(terms), kept, self.spans(name, shares), known, numbers)
 
-    def _term(self, part: Part, name: str, shape: tuple[int, ...], read: Read, numbers: Numbers) -> Term:
+    def _active(self, name: str, shares: Sequence[Share]) -> list[int]:
+        """The parts that have a share in any of the results, or bring rows that the base does not have."""
+        source, key = self.source(name)
+        grown = source.specs[key].numel < self.plan.outputs[name].numel
+        columns = enumerate(zip(*shares, strict=True))
+        return [at for at, column in columns if any(column) or (grown and name in self.parts[at].plan.bindings)]
+
+    def _term(self, part: Part, name: str, read: Read, numbers: Numbers, *, gridded: bool) -> Term:
         """What one adapter does to one tensor."""
-        bound = part.plan.bindings[name]
-        steps = tuple(self.step(part, step, bound, numbers) for step in bound.steps)
-        return Term(measured(shape, steps, read, numbers), bound.rows)
+        binding = part.plan.bindings[name]
+        pieces = [piece for piece in binding.pieces if 0 not in piece.shape]
+
+        def steps(at: int) -> tuple[Step, ...]:
+            return self.steps(part, binding, pieces[at], read, numbers, gridded=gridded)
+
+        return Term(places(binding), Each(steps), binding.rows)
+
+    def steps(
+        self, part: Part, binding: Binding, piece: Piece, read: Read, numbers: Numbers, *, gridded: bool = True
+    ) -> tuple[Step, ...]:
+        """The steps of one piece, with their factors read and the pass taken that some families need first.
+
+        Args:
+            part: The adapter.
+            binding: What it does to the tensor.
+            piece: The piece.
+            read: Reads the base's elements of the whole tensor.
+            numbers: How numbers are treated.
+            gridded: As for `measured`.
+        """
+        steps = [self.step(part, spec, binding, numbers, piece) for spec in piece.steps]
+        return measured(piece.shape, steps, shifted(read, piece.start), numbers, gridded=gridded)
 
     def numbers(self, name: str) -> Numbers:
         """How the numbers of an output tensor are treated."""
@@ -144,23 +191,24 @@ class Bound:
         """What the family of a step does to its parameter."""
         return self.families[spec.family].forms(spec.parameter)[spec.form]
 
-    def step(self, part: Part, spec: StepSpec, bound: Binding, numbers: Numbers) -> Step:
-        """The step with its factors read, widened, and in the order of the touched rows."""
+    def step(self, part: Part, spec: StepSpec, binding: Binding, numbers: Numbers, piece: Piece) -> Step:
+        """A step of a piece with its factors read, widened, and in the order of the touched rows."""
         change = self.change(spec)
-        factors: dict[str, Tensor] = {}
-        streams: dict[str, Read] = {}
-        for role, key in spec.factors.items():
-            axes = change.factors[role]
-            if axes == "out in":
-                streams[role] = partial(part.adapter.read, key)
-                continue
-            factor = factor_matrix(whole(part, key), axes, key, numbers, integer=role in change.integers)
-            factors[role] = factor[list(bound.entries)] if axes.startswith("row") else factor
+        step = read_step(part.adapter, spec, change, binding.entries, numbers, self.packed)
+        if not spec.beside:
+            return step
+        if (piece.start, piece.shape) != (0, binding.spec.shape):
+            raise Unsupported(
+                f"{binding.name} — {spec.family} depends on another parameter of its module",
+                expected="a base that stores the module's parameters one by one",
+                got="a part of a fused tensor",
+                hint="merge this adapter with the library that trained it",
+            )
+        others = {}
         for role, name in spec.beside.items():
-            specs = self.base.specs[name]
-            stored = self.base.read(name, 0, specs.numel).reshape(specs.shape)
-            factors[role] = numerics.widen(stored.to(numbers.device), numbers.compute)
-        return Step(change, LAYOUTS[spec.layout], spec.hyper, factors, streams)
+            stored = whole(self.base, name)
+            others[role] = numerics.widen(stored.to(numbers.device), numbers.compute)
+        return replace(step, factors={**step.factors, **others})
 
     def check_values(self, complete: Sequence[bool]) -> None:
         """Refuse what only values can tell: adapter values that are not finite, integers that tuning changed.
@@ -178,10 +226,10 @@ class Bound:
             problems += [
                 _other_copy(key, used)
                 for key, used in part.plan.copies.items()
-                if not same_bytes(whole(part, key), whole(part, used))
+                if not are_copies(whole(part.adapter, key), whole(part.adapter, used))
             ]
             for key, name in () if is_complete else part.plan.consumed().items():
-                if name and name not in part.plan.same and not numerics.is_all_finite(whole(part, key)):
+                if name and name not in part.plan.same and not numerics.is_all_finite(whole(part.adapter, key)):
                     problems.append(not_finite(key))
         WiseftError.raise_all(problems + self._new_twice())
 
@@ -189,10 +237,15 @@ class Bound:
         """What is wrong with tensors that the base does not have and several adapters bring: they must be the same."""
         problems: list[WiseftError] = []
         for name in self.plan.new:
-            first, *rest = [whole(part, part.plan.new[name]) for part in self.parts if name in part.plan.new]
+            first, *rest = [whole(part.adapter, part.plan.new[name]) for part in self.parts if name in part.plan.new]
             if not all(same_bytes(first, other) for other in rest):
                 problems.append(new_twice(name, "one tensor, the same values in each", "other values in one of them"))
         return problems
+
+
+def are_copies(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, or one is the other's transpose: a head tied to an embedding is seen so."""
+    return same_bytes(one, other) or (one.dim() == 2 == other.dim() and same_bytes(one, other.T.contiguous()))
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
@@ -204,15 +257,30 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _active(shares: Sequence[Share]) -> list[int]:
-    """The parts that have a share in any of the results."""
-    return [at for at, column in enumerate(zip(*shares, strict=True)) if any(column)]
+def places(binding: Binding) -> tuple[Place, ...]:
+    """Where the matrices lie that a binding changes, but for empty ones."""
+    return tuple(Place.of(piece.start, piece.shape) for piece in binding.pieces if 0 not in piece.shape)
 
 
-def whole(part: Part, key: str) -> Tensor:
-    """A whole adapter tensor, read and not mapped."""
-    spec = part.adapter.specs[key]
-    return part.adapter.read(key, 0, spec.numel).reshape(spec.shape)
+def spans_of(binding: Binding) -> Iterator[Span]:
+    """The elements that a binding changes."""
+    if binding.rows is None:
+        yield from (Span(place.start, place.stop) for place in places(binding))
+    else:
+        _, width = matrix_shape(binding.spec.shape)
+        yield from (Span(row * width, (row + 1) * width) for row in binding.rows)
+
+
+def shifted(read: Read, offset: int) -> Read:
+    """A reader of what lies behind an offset."""
+    return lambda start, stop: read(offset + start, offset + stop)
+
+
+def extended(source: Source, key: str, start: int, stop: int) -> Tensor:
+    """Elements [start, stop) of a tensor, 0 where it ends before."""
+    known = source.specs[key].numel
+    stored = source.read(key, min(start, known), min(stop, known))
+    return stored if stop <= known else torch.cat([stored, stored.new_zeros(stop - max(start, known))])
 
 
 def _other_copy(key: str, used: str) -> DtypeMismatch:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from wiseft_core.errors import ConfigError, listed, of_adapter
+from wiseft_core.bound import Bound
+from wiseft_core.errors import ConfigError, Unsupported, WiseftError, listed, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import bound_of
+from wiseft_core.landings import UNCUT
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.types import Alpha
@@ -23,6 +25,7 @@ def combine(
     adapters: Iterable[tuple[Adapter | BaseLike, Alpha]],
     *,
     base_config: Mapping[str, object] | None = None,
+    tied: str = "untie",
     extrapolate: bool = False,
     overflow: str = "error",
     compute_dtype: torch.dtype = torch.float64,
@@ -44,6 +47,7 @@ def combine(
         adapters: Pairs of an adapter and its coefficient, each as `interpolate` takes them. An adapter in memory that
             needs a config is given as an `Adapter`.
         base_config: As for `interpolate`.
+        tied: As for `interpolate`.
         extrapolate: Allow coefficients outside [0, 1], to subtract an adapter for example.
         overflow: As for `interpolate`.
         compute_dtype: As for `interpolate`.
@@ -55,6 +59,7 @@ def combine(
     Raises:
         ConfigError: There is no adapter, or the adapters say that they were trained on different bases.
         ShapeMismatch, NotFinite: Adapters bring different tensors that the base does not have.
+        Unsupported: One adapter resizes a tensor that another one changes too.
         WiseftError: As for `interpolate`, with the number of the adapter.
     Exactness: |out - exact| <= 0.5 ulp + 2^-48 times the sum over the adapters of (rank + 4)·(|W| + |c|·sum |B||A|), in
         the worst case of any order; whole tensors and DoRA likewise add up their bounds.
@@ -72,12 +77,14 @@ def combine(
         source,
         tuned,
         base_config=base_config,
+        tied=tied,
         overflow=overflow,
         compute_dtype=compute_dtype,
         output_dtype=output_dtype,
         device=device,
         families=families,
     )
+    check_resized(bound)
     view = StateDict(bound, [alpha for _, alpha in pairs], extrapolate=extrapolate)
     bound.check_values([one.complete for one in tuned])
     return view
@@ -119,3 +126,56 @@ def check_bases(tuned: Sequence[Tuned]) -> None:
             got=listed(names, most=5),
             hint="combine adapters of one base only; if these are two names of one model, write one into both configs",
         )
+
+
+def check_resized(bound: Bound) -> None:
+    """Refuse adapters of which one resizes a tensor that another one changes: rows without a base cannot be added up.
+
+    Raises:
+        Unsupported: There are such.
+    """
+    problems: list[WiseftError] = []
+    for name in bound.plan.bindings:
+        plans = [part.plan for part in bound.parts if name in part.plan.bindings]
+        source, key = bound.source(name)
+        if len(plans) > 1 and any(plan.outputs[name].shape != source.specs[key].shape for plan in plans):
+            problems.append(
+                Unsupported(
+                    f"{name} — several adapters change this tensor, and one of them resizes it",
+                    expected="a resized vocabulary in one adapter, and none that changes the same tensor",
+                    got=listed(dict.fromkeys(f"{plan.outputs[name]}" for plan in plans)),
+                    hint="interpolate the adapter with the resized vocabulary first, and combine over the result",
+                )
+            )
+    WiseftError.raise_all(problems)
+
+
+def check_plain(bound: Bound) -> None:
+    """Refuse adapters that change anything but whole tensors of the base, each with all of its factors.
+
+    Raises:
+        Unsupported: One does: no adapter of modules says that.
+    """
+    names = [name for name in bound.plan.bindings if not _is_plain(bound, name)]
+    WiseftError.raise_all([_parted(name) for name in names])
+
+
+def _is_plain(bound: Bound, name: str) -> bool:
+    """Whether adapters change a tensor as one weight, with all of their factors, under its name and in its shape."""
+    bindings = [part.plan.bindings[name] for part in bound.parts if name in part.plan.bindings]
+    shape, pieces = bound.plan.outputs[name].shape, [piece for binding in bindings for piece in binding.pieces]
+    return (
+        bound.source(name)[1] == name
+        and len(pieces) == len(bindings)
+        and all((piece.start, piece.shape) == (0, shape) == (0, bound.base.specs[name].shape) for piece in pieces)
+        and all(step.cut == UNCUT for piece in pieces for step in piece.steps)
+    )
+
+
+def _parted(name: str) -> Unsupported:
+    return Unsupported(
+        f"{name} — the base stores this weight otherwise than the adapter sees it",
+        expected="a base tensor for every module of the adapters, of one name and one shape",
+        got="a fused, shared or resized tensor",
+        hint="combine into a checkpoint, without making an adapter of it",
+    )

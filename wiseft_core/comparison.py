@@ -18,9 +18,9 @@ from wiseft_core.bound import Prepared
 from wiseft_core.dtypes import raw_bytes
 from wiseft_core.report import Problem
 from wiseft_core.sources import Memory, Source
+from wiseft_core.spans import Span
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
-from wiseft_core.tiles import Tile, grid
 from wiseft_core.types import TensorSpec
 
 PIECE: Final = 1 << 20
@@ -110,14 +110,14 @@ def _pieces(view: StateDict, name: str) -> Iterator[_Piece]:
         return
     item, reached = spec.nbytes // max(spec.numel, 1), 0
     prepared = cache(partial(bound.prepare, name, shares))
-    for tile in grid(spec.shape, bound.rows(name, shares)):
+    for tile in bound.tiles(name, shares):
         yield from _copied(source, key, name, reached * item, tile.start * item)
         yield _Piece(name, tile.start * item, (tile.stop - tile.start) * item, partial(_value, prepared, tile))
         reached = tile.stop
     yield from _copied(source, key, name, reached * item, spec.nbytes)
 
 
-def _value(prepared: Callable[[], Prepared], tile: Tile) -> Tensor:
+def _value(prepared: Callable[[], Prepared], tile: Span) -> Tensor:
     """The bytes of a tile, computed again."""
     with torch.no_grad():
         return raw_bytes(prepared().value(tile))

@@ -49,6 +49,8 @@ class AdapterConfig:
     task_type: str | None = None
     trainable_token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ensure_weight_tying: bool = False
+    target_parameters: tuple[str, ...] = ()
+    layer_replication: tuple[tuple[int, int], ...] = ()
     base_model: str | None = None
     peft_version: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)

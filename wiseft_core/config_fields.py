@@ -22,6 +22,7 @@ MAX_RANK: Final = 65_536
 MAX_LORA_ALPHA: Final = 1e9
 MAX_TOKEN: Final = 2**31
 MAX_STATES: Final = 200_000
+MAX_LAYERS: Final = 10_000
 MAX_PATTERNS: Final = 8_000
 """In one field: two such fields fit the cache of `compile_pattern`."""
 MAX_NAMES: Final = 1_000
@@ -153,6 +154,23 @@ def _token_indices(value: object, where: str) -> dict[str, tuple[int, ...]]:
     return {module: _tokens(rows, f"{where}[{module!r}]") for module, rows in by_module.items()}
 
 
+def _layers(value: object, where: str) -> tuple[tuple[int, int], ...]:
+    """Spans [first, last) of the base's layers, which make up the tuned model's one after the other."""
+    if not isinstance(value, list | tuple) or len(value) > MAX_NAMES:
+        raise wrong(where, f"a list of at most {MAX_NAMES} spans of layers", value)
+    spans = []
+    for span in value:
+        if not isinstance(span, list | tuple) or len(span) != 2:
+            raise wrong(where, "spans of layers, each [first, last)", span)
+        first, last = (_whole(end, where, 0, MAX_LAYERS) for end in span)
+        if first >= last:
+            raise wrong(where, "spans of at least one layer", span)
+        spans.append((first, last))
+    if sum(last - first for first, last in spans) > MAX_LAYERS:
+        raise wrong(where, f"at most {MAX_LAYERS} layers in all", value)
+    return tuple(spans)
+
+
 def tokens_by_module(given: Mapping[str, object], where: str) -> dict[str, object]:
     """The rows that TRAINABLE_TOKENS spreads over two fields, in LoRA's form."""
     targets = given.get("target_modules") or EMBEDDING
@@ -253,6 +271,8 @@ READERS: Final[Mapping[str, dict[str, Reader]]] = {
         "fan_in_fan_out": _flag,
         "trainable_token_indices": _token_indices,
         "ensure_weight_tying": _flag,
+        "target_parameters": _names,
+        "layer_replication": _layers,
         "use_bdlora": _part("target_modules_bd_a", "target_modules_bd_b", "nblocks", "match_strict"),
         "kasa_config": _part("beta", "gamma"),
     },

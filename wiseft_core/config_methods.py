@@ -73,8 +73,6 @@ REFUSED: Final[Mapping[str, str]] = {
     "use_qalora": "QALoRA pools the input in groups: its delta is not a LoRA delta, and PEFT does not merge it either",
     "arrow_config": "Arrow routes between adapters by the input: there is no one delta",
     "alora_invocation_tokens": "aLoRA acts only behind certain tokens: there is no one delta",
-    "layer_replication": "the tuned model has more layers than the base file",
-    "target_parameters": "the keys do not name the parameter that they change",
 }
 """Fields of LoRA that are refused where they are set, each with the reason."""
 

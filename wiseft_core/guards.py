@@ -5,8 +5,7 @@ Joint floor: names, specs and the base's config only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from functools import cache, partial
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from wiseft_core.errors import QuantizedBase, TiedEmbeddings, WiseftError, listed
@@ -63,37 +62,20 @@ def _quantized(where: str, got: str) -> QuantizedBase:
     )
 
 
-def tied(
-    touched: Iterable[str],
-    base: Collection[str],
-    config: Mapping[str, object] | None,
-    shared: Iterable[Collection[str]] = (),
-) -> None:
-    """Refuse tuning that touches an embedding or head which the model ties, or may tie.
+def may_be_tied(name: str, base: Collection[str], config: Mapping[str, object] | None) -> str:
+    """Why a tensor that tuning changes must be taken for tied, embedding or head; empty if it is not.
 
     Args:
-        touched: Names that tuning changes, in the base or not.
+        name: Its name, in the base or not.
         base: All names of the base.
         config: The base's config.json, or None.
-        shared: Groups of names that share memory in a live state dict.
-    Raises:
-        TiedEmbeddings: Tied, or nothing settles that it is not.
     """
-    touched = tuple(touched)
-    groups = [set(group) for group in shared]
-    why = cache(partial(_why_tied, base, config))
-    for name in touched:
-        for group in groups:
-            if name in group:
-                raise _tied(name, f"it shares its memory with {listed(group - {name})}")
-        embeds, heads = _is_module(name, EMBEDDINGS), _is_module(name, HEADS)
-        if not embeds and not (heads and name not in base and name.endswith(".weight")):
-            if heads and name.endswith(".weight") and tie_flag(config):
-                raise _tied(name, "config.json says tie_word_embeddings: true")
-            continue
-        reason = why()
-        if reason:
-            raise _tied(name, reason)
+    embeds, heads = _is_module(name, EMBEDDINGS), _is_module(name, HEADS)
+    if embeds or (heads and name not in base and name.endswith(".weight")):
+        return _why_tied(base, config)
+    if heads and name.endswith(".weight") and tie_flag(config):
+        return "config.json says tie_word_embeddings: true"
+    return ""
 
 
 def tie_flag(config: Mapping[str, object] | None) -> bool | None:
@@ -131,11 +113,11 @@ def _is_module(name: str, modules: frozenset[str]) -> bool:
     return modules.isdisjoint(name.split(".")[-2:-1]) is False
 
 
-def _tied(name: str, got: str) -> TiedEmbeddings:
+def tied_refusal(name: str, got: str) -> TiedEmbeddings:
+    """The refusal of a change to a tied tensor whose other name is not known."""
     return TiedEmbeddings(
         f"{name} — tuning touches a tied embedding",
-        expected="an embedding and a head that are two tensors",
+        expected="an embedding and a head that are two tensors, or a model whose name for the head is known",
         got=got,
-        hint="untie the base first (save embedding and lm_head apart, tie_word_embeddings: false), or pass base_config "
-        "if they are not tied",
+        hint='choose tied="share" (--tied share) to change the one tensor, as PEFT merges it, or pass base_config',
     )

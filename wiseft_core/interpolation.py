@@ -6,16 +6,17 @@ Verb floor. Everything that can be refused is refused here, at the call; tensors
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import joined
 from wiseft_core.bound import Bound, Part
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.planning import bind_sources
+from wiseft_core.plans import Plan, joined
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.types import Alpha
@@ -28,6 +29,7 @@ def interpolate(
     *,
     config: AdapterConfig | Mapping[str, object] | None = None,
     base_config: Mapping[str, object] | None = None,
+    tied: str = "untie",
     extrapolate: bool = False,
     overflow: str = "error",
     compute_dtype: torch.dtype = torch.float64,
@@ -53,6 +55,8 @@ def interpolate(
             just {"lora_alpha": 16}. Needed where the adapter does not bring it; it wins over the one that it brings.
         base_config: The base's config.json as a dict. It settles square transposed weights and tied embeddings, and is
             read by itself where the base is a folder.
+        tied: What becomes of an embedding and a head that are one tensor of the base, where tuning makes them differ:
+            "untie" writes both, and config.json says so; "share" adds both changes to the one, as PEFT's merge does.
         extrapolate: Allow alpha outside [0, 1].
         overflow: "error", or "saturate": a finite result beyond the dtype's largest number becomes that number.
         compute_dtype: torch.float64 is exact; torch.float32 is faster and may be one unit off in the last place.
@@ -84,6 +88,7 @@ def interpolate(
         source,
         [tuned],
         base_config=base_config,
+        tied=tied,
         overflow=overflow,
         compute_dtype=compute_dtype,
         output_dtype=output_dtype,
@@ -105,18 +110,21 @@ def bound_of(
     output_dtype: torch.dtype | str | None,
     device: torch.device | str | None,
     families: Mapping[str, Family],
+    tied: str = "untie",
 ) -> Bound:
     """A base and the adapters over it, bound; arguments as for `interpolate`. Values are still to be checked."""
     dtype = dtypes.parse_dtype(output_dtype)
-    plans = []
+    plans = list[Plan]()
+    options: dict[str, Any] = {"base_config": base_config, "tied": tied, "output_dtype": dtype, "families": families}
     for number, one in enumerate(tuned, start=1):
         with of_adapter(number, len(tuned)):
-            found = bind_sources(source, one, base_config=base_config, output_dtype=dtype, families=families)
-        plans.append(found)
+            plans.append(bind_sources(source, one, **options))
+    if len({frozenset(plan.sources.items()) for plan in plans}) > 1:  # one of them takes a tie apart: all must
+        plans = [bind_sources(source, one, apart=True, **options) for one in tuned]
     place = _place(device)
     check_numbers(compute_dtype, overflow)
     parts = tuple(Part(one.source, plan, one.config_bytes) for one, plan in zip(tuned, plans, strict=True))
-    return Bound(source, parts, joined(plans), families, _compute(compute_dtype, place), dtype, overflow, place)
+    return Bound(source, parts, joined(plans), families, _compute(compute_dtype, place), dtype, overflow, place, tied)
 
 
 def sweep(
@@ -126,6 +134,7 @@ def sweep(
     *,
     config: AdapterConfig | Mapping[str, object] | None = None,
     base_config: Mapping[str, object] | None = None,
+    tied: str = "untie",
     extrapolate: bool = False,
     overflow: str = "error",
     compute_dtype: torch.dtype = torch.float64,
@@ -145,6 +154,7 @@ def sweep(
         alphas: Any number of coefficients, each as `interpolate` takes it.
         config: See `interpolate`.
         base_config: See `interpolate`.
+        tied: See `interpolate`.
         extrapolate: See `interpolate`.
         overflow: See `interpolate`.
         compute_dtype: See `interpolate`.
@@ -163,6 +173,7 @@ def sweep(
         wanted[0],
         config=config,
         base_config=base_config,
+        tied=tied,
         extrapolate=extrapolate,
         overflow=overflow,
         compute_dtype=compute_dtype,

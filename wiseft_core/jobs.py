@@ -85,7 +85,12 @@ class Job:
         views = [view for view in self.views.values() if isinstance(view, StateDict) and view.bound.base is self.like]
         for file in self.like.files if self.like is not None and views else ():
             if file.name == shard.name and file.header.raw == shard.header.raw:
-                return file if all(view.is_copy(name) for name in shard.header.specs for view in views) else None
+                same = all(
+                    view.is_copy(name) and view.bound.source(name)[1] == name
+                    for name in shard.header.specs
+                    for view in views
+                )
+                return file if same else None
         return None
 
 
@@ -106,7 +111,7 @@ def plan_job(
     homes = bound.plan.homes if bound is not None else {}
     if model is not None and max_shard_size is None:
         missing = [name for name in model.specs if name not in specs]
-        if missing:
+        if missing and model is not source:  # what a plan leaves out of its own base it means to
             raise ConfigError(
                 f"{listed(missing)} — in `like`, and not in what is to be written",
                 expected="every tensor of the checkpoint whose shards are to be kept",
@@ -183,14 +188,24 @@ def index_name(job: Job) -> str:
 
 
 def new_config(source: Path, view: StateDict | Source) -> bytes | None:
-    """config.json with the dtype that was asked for, None where its bytes stay."""
-    asked = view.bound.output_dtype if isinstance(view, StateDict) else None
-    if asked is None:
+    """config.json with the dtype that was asked for and what the plan changes, None where its bytes stay."""
+    asked, edits = (view.bound.output_dtype, view.plan.config) if isinstance(view, StateDict) else (None, {})
+    if asked is None and not edits:
         return None
-    config = as_mapping(read_json(source), str(source))
-    name = str(dtypes.TORCH_DTYPES[asked]).removeprefix("torch.")
-    changed = {key: name for key in ("dtype", "torch_dtype") if key in config}
-    return (json.dumps({**config, **changed}, indent=2, ensure_ascii=False) + "\n").encode()
+    config = dict(as_mapping(read_json(source), str(source)))
+    if asked is not None:
+        name = str(dtypes.TORCH_DTYPES[asked]).removeprefix("torch.")
+        config |= {key: name for key in ("dtype", "torch_dtype") if key in config}
+    for path, value in edits.items():
+        config = _edited(config, path.split("."), value)
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _edited(config: Mapping[str, object], path: Sequence[str], value: object) -> dict[str, object]:
+    """A config with another value at a path; order and everything else stay."""
+    first, *rest = path
+    inner = config.get(first)
+    return {**config, first: _edited(inner if isinstance(inner, Mapping) else {}, rest, value) if rest else value}
 
 
 def report_of(job: Job, out: Path, sizes: Mapping[str, int], *notes: str) -> Report:

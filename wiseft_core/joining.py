@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from wiseft_core import lowrank
-from wiseft_core.binding import Binding
 from wiseft_core.blending import Term
 from wiseft_core.bound import Bound, Part, Prepared
-from wiseft_core.combination import all_tuned
+from wiseft_core.combination import all_tuned, check_plain, check_resized
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.families.lora import delta
@@ -27,6 +26,7 @@ from wiseft_core.layouts import CONVOLUTION, EMBEDDING, FLAT, LAYOUTS, WHOLE, La
 from wiseft_core.lowrank import Pair
 from wiseft_core.made import Made
 from wiseft_core.numerics import is_all_finite
+from wiseft_core.plans import Binding
 from wiseft_core.sources import Adapter, BaseLike, as_source
 from wiseft_core.spelling import Factors, adapter_of
 from wiseft_core.statedict import StateDict
@@ -120,6 +120,8 @@ def combine_adapters(
         device="cpu",
         families=families,
     )
+    check_resized(bound)
+    check_plain(bound)
     view = StateDict(bound, [alpha for _, alpha in pairs], extrapolate=extrapolate)
     bound.check_values([False] * len(tuned))
     with torch.no_grad():
@@ -187,7 +189,7 @@ class _Sum:
 
     def _product(self, term: Term, alpha: float) -> Pair:
         """What one adapter adds, as a product; trained rows are one component each."""
-        step = term.steps[-1]
+        step = term.steps(0)[-1]
         if term.rows is None:
             return Pair(step.factors["A"], step.factors["B"] * (step.hyper.scale * alpha))
         base, (height, width) = self.bound.base, matrix_shape(self.bound.base.specs[self.name].shape)
@@ -199,7 +201,7 @@ class _Sum:
         """The sum itself, (out, in)."""
         change = torch.empty(matrix_shape(prepared.shape), dtype=torch.float64)
         for tile in prepared.tiles():
-            change.view(-1)[tile.start : tile.stop] = prepared.change(tile).reshape(-1)
+            change.view(-1)[tile.start : tile.stop] = prepared.change(tile)
         return change.T if self.layout.rows == "in" else change
 
 

@@ -161,29 +161,29 @@ def beside(
     return found
 
 
-def companions(
-    sites: Mapping[str, Site], base: Mapping[str, object], families: Mapping[str, Family]
-) -> dict[str, Site]:
-    """Sites of the parameters that change along with another one's factors, by the name that the base has for them.
+def companions(sites: Iterable[Site], families: Mapping[str, Family]) -> list[Site]:
+    """Sites of the parameters that change along with another one's factors, where the base has them.
 
     Raises:
         Unsupported: Such a tensor was trained by itself too.
     """
-    found: dict[str, Site] = {}
-    for name, site in sites.items():
+    given = {site.target: site for site in sites}
+    found: list[Site] = []
+    for site in given.values():
         for record in families.values() if site.method else ():
             for parameter in record.parameters.keys() - _own(record) if record.peft == site.method else ():
-                beside = f"{name.removesuffix(site.parameter)}{parameter}"
                 roles = {role for form in record.forms(parameter) for role in form.factors} & site.factors.keys()
-                if not roles or beside not in base:
+                if not roles:
                     continue
-                if beside in sites:
+                factors = {role: site.factors[role] for role in roles}
+                one = Site(site.module, parameter, factors, site.method, companion=True)
+                if one.target in given:
+                    keys = [*given[one.target].factors.values(), *site.factors.values()]
                     raise Unsupported(
-                        f"{beside} — trained by itself, and changed by the factors of {site.module} too",
+                        f"{one.target} — trained by itself, and changed by the factors of {site.module} too",
                         expected="one change of a tensor",
-                        got=f"adapter keys {listed([*sites[beside].factors.values(), *site.factors.values()])}",
+                        got=f"adapter keys {listed(keys)}",
                         hint="merge one of the two with PEFT first",
                     )
-                factors = {role: site.factors[role] for role in roles}
-                found[beside] = Site(site.module, parameter, factors, site.method, companion=True)
+                found.append(one)
     return found

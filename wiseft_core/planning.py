@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wiseft_core.binding import Plan, bind
+from wiseft_core.binding import bind
 from wiseft_core.config import AdapterConfig
 from wiseft_core.families import FAMILIES, Family
+from wiseft_core.plans import Plan
 from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
 from wiseft_core.store.checkpoint import Checkpoint
 
@@ -20,6 +21,7 @@ def plan(
     *,
     config: AdapterConfig | Mapping[str, object] | None = None,
     base_config: Mapping[str, object] | None = None,
+    tied: str = "untie",
     output_dtype: str | None = None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Plan:
@@ -30,6 +32,7 @@ def plan(
         adapter: As for `interpolate`.
         config: As for `interpolate`: it wins over the one that the adapter brings.
         base_config: As for `interpolate`.
+        tied: As for `interpolate`.
         output_dtype: Dtype of every float tensor of the result, in safetensors' names; None: each keeps its own.
         families: As for `interpolate`.
     Raises:
@@ -37,7 +40,7 @@ def plan(
     """
     source = as_source(base)
     tuned = as_tuned(adapter, config, source.specs, families)
-    return bind_sources(source, tuned, base_config=base_config, output_dtype=output_dtype, families=families)
+    return bind_sources(source, tuned, base_config=base_config, tied=tied, output_dtype=output_dtype, families=families)
 
 
 def bind_sources(
@@ -45,8 +48,10 @@ def bind_sources(
     tuned: Tuned,
     *,
     base_config: Mapping[str, object] | None,
+    tied: str,
     output_dtype: str | None,
     families: Mapping[str, Family],
+    apart: bool = False,
 ) -> Plan:
     """`bind` for opened sources: the base's own config.json is used where none is given."""
     read = source.config if isinstance(source, Checkpoint) else None
@@ -58,5 +63,7 @@ def bind_sources(
         shared=source.shared() if isinstance(source, Memory) else (),
         complete=tuned.complete,
         output_dtype=output_dtype,
+        tied=tied,
+        apart=apart,
         families=families,
     )

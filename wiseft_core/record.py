@@ -77,6 +77,7 @@ def manifest_of(
             "output_dtype": bound.output_dtype or "base",
             "overflow": bound.overflow,
             "extrapolate": view.extrapolate,
+            "tied": bound.tied,
             "synced": synced,
             **(policy or {}),
         },

@@ -9,23 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wiseft_core import dtypes, numerics
-from wiseft_core.binding import Binding
 from wiseft_core.blending import Term
-from wiseft_core.bound import Bound, Prepared, whole
+from wiseft_core.bound import Bound, Prepared, extended, places, shifted, spans_of
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError
+from wiseft_core.cutting import whole
+from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
+from wiseft_core.landings import UNCUT, Cut
+from wiseft_core.layouts import matrix_shape
 from wiseft_core.made import Made
 from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
+from wiseft_core.plans import Binding, Piece
 from wiseft_core.sites import collect
 from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
+from wiseft_core.spans import united
 from wiseft_core.statedict import StateDict
 from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
@@ -104,17 +109,29 @@ def rescale(
         families=families,
     )
     view = StateDict(bound, (alpha,), extrapolate=extrapolate)
-    WiseftError.raise_all([problem for name in view.touched for problem in _open_steps(bound, name)])
-    bound.check_values([False])
-    changed: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for name in view.touched:
-            changed |= _rescaled(bound, name, view.alphas[0][name])
+    changed = rescaled_tensors(view)
     tensors = {
-        saved: changed[key] if key in changed else whole(bound.parts[0], key)
+        saved: changed[key] if key in changed else whole(bound.parts[0].adapter, key)
         for key, saved in saved_keys(parsed, spelling).items()
     }
     return Made(tensors, tuned.config, view=view)
+
+
+def rescaled_tensors(view: StateDict) -> dict[str, Tensor]:
+    """The adapter's tensors that are others at the view's alpha, by their keys.
+
+    Raises:
+        Unsupported: A change has no closed form, or none for all the parts of the base that it is made in.
+        NotFinite: As for `rescale`.
+    """
+    bound, uses = view.bound, _uses(view)
+    WiseftError.raise_all([problem for use in uses.values() for problem in _open_use(bound, use)])
+    bound.check_values([False])
+    changed: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for use in uses.values():
+            changed |= _rescaled(bound, use)
+    return changed
 
 
 def _refuse_checkpoint() -> None:
@@ -126,16 +143,56 @@ def _refuse_checkpoint() -> None:
     )
 
 
-def _open_steps(bound: Bound, name: str) -> list[WiseftError]:
-    """The refusals of what has no closed form at one tensor."""
-    problems: list[WiseftError] = []
-    for position, spec in enumerate(bound.parts[0].plan.bindings[name].steps):
-        change = bound.change(spec)
-        if not change.closed:
-            problems.append(_open(name, spec.family))
-        elif position and change.delta is None:
-            problems.append(_open(name, spec.family, over_saved=True))
-    return problems
+class _Use(NamedTuple):
+    """One step of an adapter, and every place of the base that it changes.
+
+    Attributes:
+        spec: The step, at the first of its places.
+        binding: The tensor of that.
+        piece: The piece of that.
+        over: The steps before it there.
+        alpha: The coefficient there.
+        alphas: The coefficients at all of its places.
+        places: The base tensors that these lie in, each with the piece and the cut.
+    """
+
+    spec: StepSpec
+    binding: Binding
+    piece: Piece
+    over: int
+    alpha: float
+    alphas: set[float]
+    places: set[tuple[str, int, tuple[int, ...], Cut]]
+
+
+def _uses(view: StateDict) -> dict[tuple[str, ...], _Use]:
+    """The steps of an adapter by their factors' keys: one may change several tensors, or several pieces of one."""
+    found: dict[tuple[str, ...], _Use] = {}
+    for name, alpha in view.alphas[0].items():
+        binding = view.bound.parts[0].plan.bindings[name]
+        for piece in binding.pieces:
+            for over, spec in enumerate(piece.steps):
+                key = (spec.parameter, *spec.factors.values())
+                use = found.setdefault(key, _Use(spec, binding, piece, over, alpha, set(), set()))
+                use.alphas.add(alpha)
+                use.places.add((view.bound.source(name)[1], piece.start, piece.shape, spec.cut))
+    return found
+
+
+def _open_use(bound: Bound, use: _Use) -> list[WiseftError]:
+    """The refusals of what has no closed form."""
+    change, name = bound.change(use.spec), use.binding.name
+    if not change.closed:
+        return [_open(name, use.spec.family)]
+    if use.over and change.delta is None:
+        return [_open(name, use.spec.family, over_saved=True)]
+    if len(use.alphas) > 1:
+        return [_open(name, f"{use.spec.family} with one of several alphas ({listed(map(str, sorted(use.alphas)))})")]
+    parted = len(use.places) > 1 or use.spec.cut != UNCUT or use.spec.layout not in change.layouts
+    grown = bound.plan.outputs[name].shape != bound.source(name)[0].specs[bound.source(name)[1]].shape
+    if change.linear is None and (parted or (grown and change.value is None)):
+        return [_open(name, f"{use.spec.family} in several parts of the base")]
+    return []
 
 
 def _open(name: str, family: str, *, over_saved: bool = False) -> Unsupported:
@@ -148,22 +205,19 @@ def _open(name: str, family: str, *, over_saved: bool = False) -> Unsupported:
     return Unsupported(where, expected=expected, got=got, hint=hint)
 
 
-def _rescaled(bound: Bound, name: str, alpha: float) -> dict[str, Tensor]:
-    """The adapter's tensors that change for one base tensor, by adapter key."""
-    binding, found = bound.parts[0].plan.bindings[name], dict[str, Tensor]()
-    for spec in binding.steps:
-        value = bound.change(spec).value
-        if value is not None:
-            found[spec.factors[value]] = _interpolated(bound, binding, spec, spec.factors[value], alpha)
-        else:
-            found |= _factors(bound, binding, spec, alpha)
-    return found
+def _rescaled(bound: Bound, use: _Use) -> dict[str, Tensor]:
+    """The adapter's tensors that change for one step, by adapter key."""
+    value = bound.change(use.spec).value
+    if value is None:
+        return _factors(bound, use)
+    return {use.spec.factors[value]: _interpolated(bound, use, use.spec.factors[value])}
 
 
-def _factors(bound: Bound, binding: Binding, spec: StepSpec, alpha: float) -> dict[str, Tensor]:
+def _factors(bound: Bound, use: _Use) -> dict[str, Tensor]:
     """The factors that change, in the closed form of their family, by adapter key."""
-    part, numbers, shape = bound.parts[0], bound.numbers(binding.name), binding.spec.shape
-    step, specs = bound.step(part, spec, binding, numbers), part.adapter.specs
+    part, spec, name, alpha = bound.parts[0], replace(use.spec, cut=UNCUT), use.binding.name, use.alpha
+    numbers, specs = bound.numbers(name), part.adapter.specs
+    step = bound.step(part, spec, use.binding, numbers, use.piece)
 
     def stored(values: Factors) -> dict[str, Tensor]:
         """Factors as they will be stored: rounded once, whatever does not fit refused."""
@@ -176,7 +230,8 @@ def _factors(bound: Bound, binding: Binding, spec: StepSpec, alpha: float) -> di
         """The whole weight's measure with some factors changed."""
         wide = {role: numerics.widen(value, numbers.compute) for role, value in stored(changed).items()}
         with_them = replace(step, factors={**step.factors, **wide})
-        return total_of(with_them, shape, (), partial(bound.base.read, binding.name), numbers)
+        read = shifted(partial(bound.base.read, bound.source(name)[1]), use.piece.start)
+        return total_of(with_them, use.piece.shape, (), read, numbers)
 
     linear = step.change.linear
     try:
@@ -187,7 +242,7 @@ def _factors(bound: Bound, binding: Binding, spec: StepSpec, alpha: float) -> di
         else:
             raise TypeError("a change without a closed form was let through")
     except NotFinite as error:
-        error.where = f"{binding.name} — {error.where}"
+        error.where = f"{name} — {error.where}"
         raise
     return {spec.factors[role]: value.reshape(specs[spec.factors[role]].shape) for role, value in found.items()}
 
@@ -209,17 +264,23 @@ def _fitting(rounded: Tensor, key: str) -> Tensor:
     )
 
 
-def _interpolated(bound: Bound, binding: Binding, spec: StepSpec, key: str, alpha: float) -> Tensor:
+def _interpolated(bound: Bound, use: _Use, key: str) -> Tensor:
     """A whole tensor, or the trained rows of one, interpolated with the base's own, in the base's dtype."""
-    part, numbers, shape = bound.parts[0], bound.numbers(binding.name), binding.spec.shape
-    if len(binding.steps) > 1:  # more is added to it: rounded to the base's dtype now, the sum would be rounded twice
+    part, binding, piece = bound.parts[0], replace(use.binding, pieces=(use.piece,)), use.piece
+    numbers, (source, own) = bound.numbers(binding.name), bound.source(binding.name)
+    if len(piece.steps) > 1:  # more is added to it: rounded to the base's dtype now, the sum would be rounded twice
         numbers = replace(numbers, output=_dtype(bound, binding.spec))
-    term = Term((bound.step(part, spec, binding, numbers),), binding.rows)
-    read = partial(bound.base.read, binding.name)
-    prepared = Prepared(binding.name, shape, read, (term,), ((alpha,),), binding.rows, numbers)
+    steps = (bound.step(part, use.spec, binding, numbers, piece),)
+    known, whole_of = source.specs[own].numel, bound.plan.outputs[binding.name].shape
+    term = Term(places(binding), lambda at: steps, binding.rows)
+    spans, read = united(spans_of(binding), known), partial(extended, source, own)
+    prepared = Prepared(binding.name, whole_of, read, (term,), ((use.alpha,),), spans, known, numbers)
     result = torch.empty(part.adapter.specs[key].shape, dtype=numbers.output, device=numbers.device)
-    entries = dict(zip(binding.rows or (), binding.entries, strict=True))
+    entries, width = dict(zip(binding.rows or (), binding.entries, strict=True)), matrix_shape(whole_of)[1]
     for tile in prepared.tiles():
-        start = tile.start if binding.rows is None else entries[tile.top] * result.shape[-1] + tile.left
+        start = tile.start - piece.start
+        if binding.rows is not None:
+            row, left = divmod(tile.start, width)
+            start = entries[row] * width + left
         result.view(-1)[start : start + tile.stop - tile.start] = prepared.value(tile)
     return result

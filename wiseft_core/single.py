@@ -21,6 +21,7 @@ from wiseft_core.layouts import LAYOUTS, Layout, Shape
 from wiseft_core.methods import Fit, fits, with_roles
 from wiseft_core.schedules import check_alpha
 from wiseft_core.sources import Memory
+from wiseft_core.spans import Span
 from wiseft_core.tiles import Numbers, Step, factor_matrix, grid, measured
 
 T = TypeVar("T")
@@ -100,9 +101,12 @@ def interpolate_tensor(
         steps = measured(shape, (step,), read, numbers)
         result = torch.empty(shape, dtype=output, device=stored.device)
         rows = range(shape[0]) if "row" in sizes else None
+        term = Term.of(shape, steps, rows)
         for tile in grid(shape, rows):
             stored_tile = read(tile.start, tile.stop)
-            (value,) = tile_values(tile, stored_tile, [Term(steps, rows)], [(coefficient,)], numbers, "weight")
+            (value,) = tile_values(
+                Span(tile.start, tile.stop), stored_tile, [term], [(coefficient,)], numbers, "weight"
+            )
             result.view(-1)[tile.start : tile.stop] = value
     return result
 

@@ -21,7 +21,7 @@ from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import PeftKey, format_key, parse_key
 from wiseft_core.naming.prefix import undone
 from wiseft_core.naming.targets import exceptions, modules_of, targets
-from wiseft_core.sites import TASK_HEADS
+from wiseft_core.places import TASK_HEADS
 from wiseft_core.sources import Adapter
 from wiseft_core.statedict import StateDict
 

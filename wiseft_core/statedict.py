@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from wiseft_core import dtypes
-from wiseft_core.binding import Plan
 from wiseft_core.blending import Share
 from wiseft_core.bound import Bound
 from wiseft_core.errors import ConfigError, of_adapter
+from wiseft_core.plans import Plan
 from wiseft_core.schedules import resolve
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.types import Alpha, TensorSpec
@@ -171,12 +171,16 @@ class StateDict(Mapping[str, Tensor]):
         """Put elements [start, stop) of a tensor into `result`, tile by tile."""
         with torch.no_grad():
             prepared, flat = self._bound.prepare(name, [self.share(name)]), result.view(-1)
-            if prepared.rows is not None:
-                flat.copy_(prepared.read(start, stop))
+            reached = start
             for tile in prepared.tiles():
                 low, high = max(tile.start, start), min(tile.stop, stop)
                 if low < high:
+                    if reached < low:  # what lies between
+                        flat[reached - start : low - start] = prepared.read(reached, low)
                     flat[low - start : high - start] = prepared.value(tile)[low - tile.start : high - tile.start]
+                    reached = high
+            if reached < stop:
+                flat[reached - start :] = prepared.read(reached, stop)
 
 
 class Slice:

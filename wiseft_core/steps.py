@@ -6,8 +6,8 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import (
@@ -20,36 +20,16 @@ from wiseft_core.errors import (
     listed,
 )
 from wiseft_core.families import Change, Family, Hyper
-from wiseft_core.layouts import LAYOUTS, is_free
+from wiseft_core.landings import UNCUT, Cut, Landing
+from wiseft_core.layouts import LAYOUTS, Shape, is_free
 from wiseft_core.methods import beside, family_of, fits, with_roles
 from wiseft_core.orientation import Orientation
-from wiseft_core.sites import Site
+from wiseft_core.places import Placed
 from wiseft_core.types import TensorSpec
+from wiseft_core.vocabulary import is_resized
 
 INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
-
-
-class Cut(NamedTuple):
-    """The part of a site's factors that one piece of the base needs: a site may lie over several pieces.
-
-    Attributes:
-        experts: How many matrices the factors pack, as PEFT packs those of a parameter (E, out, in): A (E·rank, in)
-            has expert after expert, B (out, rank·E) has the expert as its fastest axis. 0: one matrix, not packed.
-            A whole trained tensor is (E, ...) itself.
-        expert: Which of them.
-        out: The rows [first, last) along the factors' axis `out`; None: all.
-        into: The same along the axis `in`.
-    """
-
-    experts: int = 0
-    expert: int = 0
-    out: tuple[int, int] | None = None
-    into: tuple[int, int] | None = None
-
-
-UNCUT: Final = Cut()
-"""All of the factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +85,15 @@ class Scene:
     base: Mapping[str, TensorSpec]
     replaced: frozenset[str]
 
+    def weight(self, placed: Placed) -> Shape:
+        """The shape of the weight that a site changes: of a resized vocabulary, that of the saved copy."""
+        shape, key = placed.landed.shape, placed.site.factors.get("value")
+        saved = self.adapter[key].shape if key is not None and not placed.packed else shape
+        return saved if is_resized(placed.site.target, shape, saved) else shape
 
-def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[StepSpec, ...]:
-    """The changes that a site makes to the base tensor `name`, in the order in which they apply.
+
+def steps_of(placed: Placed, scene: Scene) -> tuple[StepSpec, ...]:
+    """The changes that a site makes to the weight that it lands on, in the order in which they apply, not cut yet.
 
     A saved copy of the base weight comes first, and another change is added to that. A companion that its method
     leaves alone has none.
@@ -115,10 +101,11 @@ def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[Ste
     Raises:
         MissingFactor, ShapeMismatch, DtypeMismatch, ConfigError, ConfigNeeded, Unsupported: What does not fit.
     """
+    site, name = placed.site, placed.name
     factors = dict(site.factors)
     steps: tuple[StepSpec, ...] = ()
     if "value" in factors:
-        steps = _step("full", {"value": factors.pop("value")}, ("whole",), site, name, spec, scene)
+        steps = _step("full", {"value": factors.pop("value")}, ("whole",), placed, scene)
     if not factors:
         return steps
     if "rows" in factors:
@@ -129,7 +116,7 @@ def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[Ste
                 got=f"adapter keys {listed(site.factors.values())}",
                 hint="merge one of the two with PEFT first",
             )
-        return _step("tokens", factors, ("whole",), site, name, spec, scene)
+        return _step("tokens", factors, ("whole",), placed, scene)
     if not site.method:
         _check_flags(scene.config, factors)
     embedding = {role for role in factors if role.startswith("embedding_")}
@@ -143,7 +130,7 @@ def steps_of(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[Ste
     factors = {role.removeprefix("embedding_"): key for role, key in factors.items()}
     family = family_of(site, factors.keys(), scene.config, scene.families)
     layouts = ("embedding",) if embedding else tuple(name for name in LAYOUTS if name != "embedding")
-    return (*steps, *_step(family, factors, layouts, site, name, spec, scene))
+    return (*steps, *_step(family, factors, layouts, placed, scene))
 
 
 def _check_flags(config: AdapterConfig | None, factors: Mapping[str, str]) -> None:
@@ -162,12 +149,11 @@ def _step(
     family: str,
     factors: Mapping[str, str],
     layouts: tuple[str, ...],
-    site: Site,
-    name: str,
-    spec: TensorSpec,
+    placed: Placed,
     scene: Scene,
 ) -> tuple[StepSpec, ...]:
     """The one step, with its factors complete, its layout settled and its numbers known; none for no change."""
+    site, name = placed.site, placed.name
     if family not in scene.families:
         raise Unsupported(
             f"{name} — the family {family!r} is not in `families`",
@@ -183,26 +169,51 @@ def _step(
             got=f"adapter keys {listed(factors.values())}",
             hint="this adapter was made by a tool that we do not know",
         )
-    said = {} if scene.config is None else scene.config.said_at(site.module, record.options)
+    said = {} if scene.config is None else scene.config.said_at(placed.path, record.options)
     forms = with_roles(record, site.parameter, factors, name)
     meant = {at: form for at, form in forms.items() if form.when is None or form.when(said)}
     if not meant and site.companion:
         return ()
     _check_dtypes(factors, meant or forms, scene)
     others = beside(meant.values(), site, name, scene.base, scene.replaced)
-    shapes = {role: scene.adapter[key].shape for role, key in factors.items()}
+    shapes = {role: placed.unpacked(role, scene.adapter[key].shape) for role, key in factors.items()}
     shapes |= {role: scene.base[other].shape for role, other in others.items()}
-    fitting = fits(meant, shapes, spec.shape, layouts)
+    weight = scene.weight(placed)
+    fitting = fits(meant, shapes, weight, layouts)
     if not fitting:
-        raise _mismatch(family, next(iter((meant or forms).values())), layouts, factors, shapes, name, spec)
+        raise _mismatch(family, next(iter((meant or forms).values())), layouts, factors, shapes, name, weight)
     chosen = fitting[0]
     if len(fitting) > 1:
-        layout = scene.orientation.choose(site, name)
+        layout = scene.orientation.choose(placed)
         chosen = next((fit for fit in fitting if fit.layout == layout), chosen)
     rank = chosen.sizes.get("rank", scene.ranks.get(site.module))
-    hyper = _hyper(record, site, rank, chosen.sizes, name, scene)
+    hyper = _hyper(record, placed, rank, chosen.sizes, name, scene)
     others = {role: others[role] for role in chosen.change.beside}
+    _check_parts(family, chosen.change, placed)
     return (StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form, others),)
+
+
+def at(step: StepSpec, landing: Landing) -> StepSpec:
+    """A step of a site as it is at one of the runs where that lands: cut, and in the orientation stored there."""
+    layout, cut = LAYOUTS[step.layout], landing.cut
+    if layout.rows == "in":
+        cut = cut._replace(out=cut.into, into=cut.out)
+    stored = {"linear": "transposed", "transposed": "linear", "whole": "transposed"}
+    return replace(step, layout=stored[layout.name] if landing.across else layout.name, cut=cut)
+
+
+def _check_parts(family: str, change: Change, placed: Placed) -> None:
+    """Refuse a change that cannot be made to a part of its weight alone."""
+    cuts = [landing.cut for landing in placed.landed.landings]
+    in_parts = any(cut.out or cut.into for cut in cuts)
+    many = len(cuts) > 1 or in_parts or placed.packed
+    if many and (change.beside or (in_parts and (change.whole or change.measure is not None))):
+        raise Unsupported(
+            f"{placed.site.target} — {family} over a weight that the base stores in {len(cuts)} parts",
+            expected="a change that is made row by row",
+            got=f"parts of {listed({landing.name for landing in placed.landed.landings})}",
+            hint="load the base with transformers and save it with save_original_format=False, then use that as base",
+        )
 
 
 def _check_dtypes(factors: Mapping[str, str], forms: Mapping[int, Change], scene: Scene) -> None:
@@ -218,8 +229,11 @@ def _check_dtypes(factors: Mapping[str, str], forms: Mapping[int, Change], scene
             )
 
 
-def _hyper(record: Family, site: Site, rank: int | None, sizes: Mapping[str, int], name: str, scene: Scene) -> Hyper:
+def _hyper(
+    record: Family, placed: Placed, rank: int | None, sizes: Mapping[str, int], name: str, scene: Scene
+) -> Hyper:
     """What the family's formula reads besides weight and factors, from the config."""
+    site = placed.site
     if not record.options:
         return Hyper(sizes=sizes)
     if scene.config is None:
@@ -239,8 +253,9 @@ def _hyper(record: Family, site: Site, rank: int | None, sizes: Mapping[str, int
             got=f"adapter keys {listed(site.factors.values())}",
             hint="the adapter file is damaged",
         )
-    options = scene.config.options_at(site.module, record.options, rank)
-    return Hyper(1.0 if record.scale is None else record.scale(options), options, sizes)
+    options = scene.config.options_at(placed.path, record.options, rank)
+    scale = 1.0 if record.scale is None else record.scale(options)
+    return Hyper(scale * 2 if site.twice else scale, options, sizes)
 
 
 def _mismatch(
@@ -250,26 +265,21 @@ def _mismatch(
     factors: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     name: str,
-    spec: TensorSpec,
+    weight: Shape,
 ) -> ShapeMismatch | Unsupported:
     """The refusal of factors that fit the weight in no layout; grouped convolutions are called by their name."""
     got = ", ".join(f"{role} {list(shape)}" for role, shape in shapes.items())
     first = shapes.get("A", ())
-    if (
-        len(spec.shape) > 2
-        and len(first) == len(spec.shape)
-        and first[2:] == spec.shape[2:]
-        and first[1] > spec.shape[1]
-    ):
+    if len(weight) > 2 and len(first) == len(weight) and first[2:] == weight[2:] and first[1] > weight[1]:
         return Unsupported(
             f"{name} — a grouped convolution",
             expected="a convolution with groups = 1",
-            got=f"weight {list(spec.shape)}, factors {got}",
+            got=f"weight {list(weight)}, factors {got}",
             hint="A sees all channels and B is grouped: no one weight equals that change, and PEFT cannot merge it",
         )
     possible = [LAYOUTS[one] for one in change.layouts if one in layouts] or [LAYOUTS[change.layouts[0]]]
-    layout = next((one for one in possible if len(spec.shape) in one.ranks), possible[0])
-    if len(spec.shape) not in layout.ranks:
+    layout = next((one for one in possible if len(weight) in one.ranks), possible[0])
+    if len(weight) not in layout.ranks:
         wanted = f"a weight with {layout.ranks.start} to {layout.ranks.stop - 1} axes"
     else:
         free = dict.fromkeys((axis for axes in change.factors.values() for axis in axes.split()), 0)
@@ -280,24 +290,25 @@ def _mismatch(
         }
         free = {axis: size for axis, size in free.items() if is_free(axis)}
         wanted = ", ".join(
-            f"{role} ({axes}) = {list(layout.factor_shape(axes, spec.shape, free) or ())}"
+            f"{role} ({axes}) = {list(layout.factor_shape(axes, weight, free) or ())}"
             for role, axes in change.factors.items()
         )
     return ShapeMismatch(
         f"{name} — the factors of {family} do not fit",
-        expected=f"{wanted} for the base weight {list(spec.shape)}",
+        expected=f"{wanted} for the base weight {list(weight)}",
         got=f"{got} in {listed(factors.values(), most=1)}",
-        hint="is this the base that the adapter was trained on? A resized vocabulary is not supported yet",
+        hint="is this the base that the adapter was trained on? Was it saved whole, where its vocabulary was resized?",
     )
 
 
-def token_rows(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def token_rows(placed: Placed, scene: Scene) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The rows that trained tokens replace, ascending, and for each its position in the adapter's tensor.
 
     Raises:
         ConfigNeeded: The config does not say which rows.
         ConfigError: A row is listed twice, lies outside the table, or their number is not that of the trained rows.
     """
+    site, name = placed.site, placed.name
     if scene.config is None:
         raise ConfigNeeded(
             f"{name} — nothing says which rows were trained",
@@ -305,7 +316,7 @@ def token_rows(site: Site, name: str, spec: TensorSpec, scene: Scene) -> tuple[t
             got=f"adapter key {site.factors['rows']}",
             hint="pass the config that was saved with these tensors",
         )
-    rows, vocabulary = scene.config.token_rows(site.module), (spec.shape or (0,))[0]
+    rows, vocabulary = scene.config.token_rows(site.module), (placed.landed.shape or (0,))[0]
     count = scene.adapter[site.factors["rows"]].shape[0]
     if len(set(rows)) != len(rows) or len(rows) != count or not all(0 <= row < vocabulary for row in rows):
         raise ConfigError(

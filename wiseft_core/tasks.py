@@ -20,12 +20,12 @@ from wiseft_core.bound import Bound, Prepared
 from wiseft_core.dtypes import raw_bytes
 from wiseft_core.executors import Task, run
 from wiseft_core.sources import Source
+from wiseft_core.spans import Span
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.files import Files
 from wiseft_core.store.shards import Shard
 from wiseft_core.store.writer import ShardChecker, ShardWriter
-from wiseft_core.tiles import Tile, grid
 from wiseft_core.types import TensorSpec
 
 Progress = Callable[[int, int], None]
@@ -112,17 +112,17 @@ def _tensor(targets: Sequence[Target], name: str, spec: TensorSpec, done: Counte
     if not computed:
         return
     writers, shares = zip(*computed, strict=True)
-    once, rows, source = _Once(bound, name, shares), bound.rows(name, shares), bound.source(name)
-    item, chunk, reached = spec.nbytes // max(spec.numel, 1), list[Tile](), 0
-    for tile in grid(spec.shape, rows):
-        if tile.start > reached:  # untouched rows between touched ones
+    once, source = _Once(bound, name, shares), bound.source(name)
+    item, chunk, reached = spec.nbytes // max(spec.numel, 1), list[Span](), 0
+    for tile in bound.tiles(name, shares):
+        if chunk and (tile.start > reached or (reached - chunk[0].start) * len(writers) >= CHUNK):
+            yield _compute(writers, once, chunk, item, done)
+            chunk = []
+        if tile.start > reached:  # what is untouched between touched parts
             for writer in writers:
                 yield _copy(writer, name, *source, reached * item, tile.start * item, done)
         chunk.append(tile)
         reached = tile.stop
-        if rows is not None or (tile.stop - chunk[0].start) * len(writers) >= CHUNK:
-            yield _compute(writers, once, chunk, item, done)
-            chunk = []
     if chunk:
         yield _compute(writers, once, chunk, item, done)
     if reached < spec.numel:
@@ -144,7 +144,7 @@ def _copy(writer: ShardWriter, name: str, source: Source, key: str, start: int, 
     return task
 
 
-def _compute(writers: Sequence[ShardWriter], once: _Once, tiles: Sequence[Tile], item: int, done: Counter) -> Task:
+def _compute(writers: Sequence[ShardWriter], once: _Once, tiles: Sequence[Span], item: int, done: Counter) -> Task:
     """A task that computes some tiles of a tensor and writes each where it belongs, in every output."""
 
     def task() -> None:

@@ -1,4 +1,4 @@
-"""Tiles: how a stored tensor is cut, and what a family makes of one piece.
+"""Tiles: how a stored matrix is cut, and what a family makes of one tile.
 
 Joint floor, between the rooms: it knows layouts, families and numerics, and no names or files. A tile is a contiguous
 run of a stored tensor's elements, some whole rows or a part of one very long row. The grid is a function of the shape
@@ -25,7 +25,7 @@ TILE: Final = 1 << 18
 
 
 class Tile(NamedTuple):
-    """Elements [start, stop) of a stored tensor: rows [top, bottom), columns [left, right)."""
+    """Elements [start, stop) of a stored matrix: rows [top, bottom), columns [left, right)."""
 
     start: int
     stop: int
@@ -76,6 +76,7 @@ class Step:
         streams: Readers of the factors that have both axes; these are cut from the file, tile by tile.
         total: What `change.measure` found over whole rows; None where a tile holds whole rows.
         result: What a change that needs the whole matrix made of it, flat in stored order: its D, or tuned values.
+        part: For such a change, the rows `out` and `in` of its matrix that the stored tensor is; None: all.
     """
 
     change: Change
@@ -85,6 +86,7 @@ class Step:
     streams: Mapping[str, Read]
     total: Tensor | None = None
     result: Tensor | None = None
+    part: tuple[slice, slice] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,21 +182,28 @@ def cut(step: Step, tile: Tile, weight: Tensor, entry: int = 0) -> dict[str, Ten
 
 
 def needs_measure(step: Step, shape: tuple[int, ...]) -> bool:
-    """Whether a tile of this tensor holds only a part of the family's rows, so that a first pass must sum them."""
-    if step.change.measure is None:
-        return False
+    """Whether a tile of its grid holds only a part of the family's rows, so that a first pass must sum them."""
     height, width = matrix_shape(shape)
     return TILE // max(width, 1) < height if is_across(step) else width > TILE
 
 
-def measured(shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers: Numbers) -> tuple[Step, ...]:
+def measured(
+    shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers: Numbers, *, gridded: bool = True
+) -> tuple[Step, ...]:
     """The same steps, with the totals of those that need a pass over the tensor first.
 
     The tiles are summed in order by one thread, so that the totals do not depend on how many there are.
+
+    Args:
+        shape: The shape of the stored tensor.
+        steps: Its changes.
+        read: Reads the base's elements.
+        numbers: How numbers are treated.
+        gridded: Whether the tiles to be computed are those of the tensor's `grid`; others may hold less.
     """
     done: list[Step] = []
     for step in steps:
-        if needs_measure(step, shape) and 0 not in shape:
+        if step.change.measure is not None and 0 not in shape and (not gridded or needs_measure(step, shape)):
             step = replace(step, total=total_of(step, shape, done, read, numbers))
         if step.change.whole:
             step = replace(step, result=_result_of(step, shape, done, read, numbers))
@@ -205,13 +214,19 @@ def measured(shape: tuple[int, ...], steps: Sequence[Step], read: Read, numbers:
 def _result_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
     """What a step that needs the whole matrix makes of it, flat in stored order; one weight is in memory, not more."""
     height, width = matrix_shape(shape)
+    if step.part is not None:
+        sizes = step.hyper.sizes["out"], step.hyper.sizes["in"]
+        height, width = sizes[::-1] if is_across(step) else sizes
     weight = torch.empty((height, width), dtype=numbers.compute, device=numbers.device)
     if step.change.tuned is not None:
         for tile in grid(shape):
             weight[tile.top : tile.bottom, tile.left : tile.right] = _leave(tile, before, read, numbers)
     whole = Tile(0, height * width, 0, height, 0, width)
     if step.change.delta is not None:
-        return delta_values(step, weight, whole).view(-1)
+        delta = delta_values(step, weight, whole)
+        if step.part is not None:
+            delta = delta[step.part[::-1] if is_across(step) else step.part]
+        return delta.reshape(-1)
     return _apply(step, weight, whole, 0).view(-1)
 
 

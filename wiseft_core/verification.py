@@ -135,6 +135,7 @@ def _again(
     options |= {
         "overflow": str(policy.get("overflow", "error")),
         "compute_dtype": dtypes.TORCH_DTYPES[str(policy.get("compute_dtype", "F64"))],
+        "tied": str(policy.get("tied", "untie")),
     }
     if isinstance(manifest.alpha, str | Mapping) and len(adapters) == 1:
         return interpolate(base, adapters[0], alpha_of(manifest.alpha), config=config, **options)

@@ -58,6 +58,7 @@ def interpolate(
     output_dtype: flags.OutputDtype = None,
     compute_dtype: flags.ComputeDtype = "fp64",
     overflow: flags.Overflow = "error",
+    tied: flags.Tied = "untie",
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
@@ -77,11 +78,11 @@ def interpolate(
     from wiseft_core.planning import plan as plan_of
 
     source, tuned = checkpoint(base, weights), named(adapter, adapter_name)
-    plan_of(source, tuned)  # headers and configs are refused before torch is imported
+    plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
     session_of(context).settle()
     from wiseft_core.interpolation import interpolate as view_of
 
-    view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
+    view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
     written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
     return write(view, out, written, reports.verify_command(out, base, [tuned], weights), as_json=as_json, quiet=quiet)
 
@@ -91,6 +92,7 @@ def plan(
     base: flags.Base,
     adapter: flags.Adapter,
     output_dtype: flags.OutputDtype = None,
+    tied: flags.Tied = "untie",
     weights: flags.Weights = None,
     adapter_name: flags.AdapterName = None,
     as_json: flags.Json = False,
@@ -108,7 +110,7 @@ def plan(
 
         dtype = parse_dtype(output_dtype)
     tuned = named(adapter, adapter_name)
-    found = plan_of(checkpoint(base, weights), tuned, output_dtype=dtype)
+    found = plan_of(checkpoint(base, weights), tuned, tied=tied, output_dtype=dtype)
     if as_json:
         say_json(found.as_dict())
     elif not quiet:
@@ -191,11 +193,11 @@ def demo(
 
 
 def numbers(
-    extrapolate: bool, overflow: str, compute_dtype: str, output_dtype: str | None, device: str | None
+    extrapolate: bool, overflow: str, compute_dtype: str, output_dtype: str | None, device: str | None, tied: str
 ) -> dict[str, Any]:
     """The options that say how numbers are treated, as the verbs of the package take them."""
     treated = {"extrapolate": extrapolate, "overflow": overflow, "compute_dtype": torch_dtype(compute_dtype)}
-    return {**treated, "output_dtype": output_dtype, "device": device}
+    return {**treated, "output_dtype": output_dtype, "device": device, "tied": tied}
 
 
 def write_as(

@@ -45,6 +45,7 @@ def sweep(
     output_dtype: flags.OutputDtype = None,
     compute_dtype: flags.ComputeDtype = "fp64",
     overflow: flags.Overflow = "error",
+    tied: flags.Tied = "untie",
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
@@ -68,13 +69,13 @@ def sweep(
 
     from wiseft_core.planning import plan as plan_of
 
-    plan_of(source, tuned)  # headers and configs are refused before torch is imported
+    plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
     session_of(context).settle()
     from wiseft_core.interpolation import sweep as views_of
     from wiseft_core.sweeping import save_sweep
 
     given = [combined(number, alpha_for or [], schedule) for number in alphas]
-    views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
+    views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
     written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
     begun = time.perf_counter()
     with progress(f"writing {out.name}", quiet=quiet) as told:
@@ -111,6 +112,7 @@ def combine(
     output_dtype: flags.OutputDtype = None,
     compute_dtype: flags.ComputeDtype = "fp64",
     overflow: flags.Overflow = "error",
+    tied: flags.Tied = "untie",
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
@@ -140,7 +142,7 @@ def combine(
     session_of(context).settle()
     from wiseft_core.combination import combine as view_of
 
-    view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device))
+    view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
     written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
     next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
     return write(view, out, written, next_step, as_json=as_json, quiet=quiet)
@@ -179,7 +181,7 @@ def rescale(
 
 
 OF_MODELS: Final = (
-    "output_dtype", "compute_dtype", "overflow", "device", "max_shard_size", "threads", "resume", "max_output",
+    "output_dtype", "compute_dtype", "overflow", "tied", "device", "max_shard_size", "threads", "resume", "max_output",
     "copy_code",
 )  # fmt: skip
 """The options of `combine` that mean nothing where an adapter is written."""

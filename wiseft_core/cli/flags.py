@@ -77,6 +77,13 @@ OutputDtype = Annotated[
 ]
 ComputeDtype = Annotated[str, typer.Option(metavar="DTYPE", help="fp64 is exact, fp32 is faster.")]
 Overflow = Annotated[str, typer.Option(metavar="POLICY", help="What to do with too large a result: error or saturate.")]
+Tied = Annotated[
+    str,
+    typer.Option(
+        metavar="untie|share",
+        help="A tied embedding that tuning changes: write it and the head apart, or add both changes to the one.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(metavar="D", help="Where to compute: cpu, cuda:0, ...")]
 MaxShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Cut new shards of at most this size: 5GB.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that compute; the bits stay the same.")]

@@ -13,9 +13,9 @@ from wiseft_core.errors import listed, show
 from wiseft_core.schedules import canonical
 
 if TYPE_CHECKING:
-    from wiseft_core.binding import Plan
     from wiseft_core.joining import Joined
     from wiseft_core.judging import SweepReport
+    from wiseft_core.plans import Plan
     from wiseft_core.report import Report
     from wiseft_core.statedict import StateDict
     from wiseft_core.types import Alpha

@@ -37,11 +37,11 @@ def keep_shards(
     """The files of `existing` again, holding `specs`.
 
     A file that holds what it held keeps its header byte for byte. Another one keeps its metadata and its order, and
-    what is new in it comes last.
+    what is new in it comes last; one of which nothing is left is left out.
 
     Args:
         existing: Name and header of each file of the base, in the base's order; at least one.
-        specs: What to write: every tensor that the base has, with another dtype perhaps, and new ones.
+        specs: What to write: tensors that the base has, with another dtype or shape perhaps, and new ones.
         home: For a new tensor, the tensor whose file it joins; those not in it join the last file.
     Raises:
         CheckpointError: A changed header cannot be stored in a safetensors file.
@@ -54,9 +54,10 @@ def keep_shards(
             gained[place[name]][name] = spec
     shards = []
     for (file, header), new in zip(existing, gained, strict=True):
-        held = {name: specs[name] for name in header.specs} | new
+        held = {name: specs[name] for name in header.specs if name in specs} | new
         same = held == header.specs
-        shards.append(Shard(file, header if same else build_header(held, header.metadata, canonical=False)))
+        if held or same:
+            shards.append(Shard(file, header if same else build_header(held, header.metadata, canonical=False)))
     return tuple(shards)
 
 

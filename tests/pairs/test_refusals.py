@@ -1,0 +1,86 @@
+"""A pair that was made not to fit is refused with a reason and nothing is written: no silent no-op, no misplacement."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pairs import perturb
+from pairs.build import base_folder, base_of, tuned_of
+from pairs.pair import State
+from pairs.table import PAIRS, ready
+from pairs.todo import TAKEN
+from safetensors.torch import load_file
+
+from wiseft_core import WiseftError, interpolate, save_checkpoint
+
+EVERY = [entry for entry in ready() if entry[0] not in TAKEN]
+
+
+def adapter_of(name: str) -> tuple[State, dict[str, Any]]:
+    """The saved tensors and the config."""
+    folder = tuned_of(PAIRS[name]).folder
+    return load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_text())
+
+
+def refusal(base: Path, adapter: State, config: dict[str, Any], out: Path, tied: str = "untie") -> WiseftError | None:
+    """What is said to a pair that does not fit; None if it is taken, or if anything is written."""
+    options = {} if tied == "untie" else {"tied": tied}
+    try:
+        save_checkpoint(interpolate(base, adapter, 1.0, config=config, **options), out, sync=False)
+    except WiseftError as error:
+        return error if not list(out.parent.iterdir()) else None
+    return None
+
+
+@pytest.mark.parametrize(("name", "form"), EVERY, ids=map("/".join, EVERY))
+def test_an_adapter_that_does_not_fit_is_refused(name: str, form: str, tmp_path: Path) -> None:
+    """A renamed key, a dropped factor, a transposed tensor, a layer or a prefix that is not there, both spellings."""
+    pair = PAIRS[name]
+    folder, _ = base_of(pair, form)
+    adapter, config = adapter_of(name)
+    taken = []
+    for number, (label, wrong) in enumerate([*perturb.adapters(adapter), *perturb.both_spellings(pair, adapter)]):
+        (tmp_path / str(number)).mkdir()
+        if not refusal(folder, wrong, config, tmp_path / str(number) / "out", pair.tied):
+            taken.append(label)
+    assert [label for label in taken if label not in pair.legal and label.partition("/")[0] not in pair.legal] == []
+
+
+@pytest.mark.parametrize(("name", "form"), EVERY, ids=map("/".join, EVERY))
+def test_the_base_of_another_architecture_is_refused(name: str, form: str, tmp_path: Path) -> None:
+    """The model of the table that is nearest by names and shapes, but lacks something that the adapter changes."""
+    model = perturb.nearest_wrong_base(PAIRS[name])
+    adapter, config = adapter_of(name)
+    assert refusal(base_folder(model, form), adapter, config, tmp_path / "out", PAIRS[name].tied), model
+
+
+TWINS = {
+    "towers of CLIP": ("clip_twins", "text_model.encoder.", "encoder."),
+    "towers of CLIP without encoder": ("clip_twins", "text_model.encoder.", ""),
+    "stacks of T5": ("t5", "encoder.", ""),
+    "stacks of BART": ("bart", "model.encoder.", ""),
+    "stacks of BART in model": ("bart", "model.encoder.", "model."),
+    "stacks of Whisper": ("whisper", "model.decoder.", ""),
+}
+
+
+@pytest.mark.parametrize("form", ["original", "memory"])
+@pytest.mark.parametrize("case", TWINS)
+def test_an_adapter_that_fits_two_towers_is_refused(case: str, form: str, tmp_path: Path) -> None:
+    """Without the tower's prefix nothing says which of two equal towers is meant."""
+    model, tower, instead = TWINS[case]
+    base = base_folder(model, form)
+    names = [
+        n for n in perturb.own_state(model).state if n.startswith(tower) and n.endswith(("q.weight", "q_proj.weight"))
+    ]
+    adapter = {}
+    for name in names:
+        module = "base_model.model." + instead + name.removeprefix(tower).removesuffix(".weight")
+        adapter[f"{module}.lora_A.weight"] = torch.ones(4, 32)
+        adapter[f"{module}.lora_B.weight"] = torch.ones(32, 4)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q", "q_proj"]}
+    assert refusal(base, adapter, config, tmp_path / "out")

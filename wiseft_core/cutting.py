@@ -1,0 +1,151 @@
+"""The factors of a step as they are read: whole, or the part that belongs to one piece of a tensor.
+
+Joint floor, above `sources`, `steps` and `tiles`. An adapter may pack the factors of many matrices in one tensor, and
+one site may lie over several tensors of the base; a family sees the factors of its own matrix all the same.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from threading import Lock
+from typing import Final
+
+from torch import Tensor
+
+from wiseft_core.errors import Unsupported
+from wiseft_core.families import Change
+from wiseft_core.landings import UNCUT, Cut
+from wiseft_core.layouts import LAYOUTS, matrix_shape
+from wiseft_core.sources import Source
+from wiseft_core.steps import StepSpec
+from wiseft_core.tiles import Numbers, Read, Step, factor_matrix
+
+KEPT: Final = 2
+"""Packed factors of one adapter that are kept: those of the two parameters that a layer's experts have."""
+
+
+class Packed:
+    """Factors that have their experts along the fastest axis: read once for all of these, the last few kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._lock = Lock()
+
+    def __call__(self, source: Source, key: str, experts: int) -> Tensor:
+        """The stored factor (out, rank·experts) as (experts, out, rank)."""
+        with self._lock:
+            kept = self._kept.setdefault(id(source), {})
+            found = kept.pop(key, None)
+            if found is None:
+                stored = whole(source, key)
+                found = stored.reshape(len(stored), -1, experts).permute(2, 0, 1).contiguous()
+            kept[key] = found
+            while len(kept) > KEPT:
+                del kept[next(iter(kept))]
+            return found
+
+
+def whole(source: Source, key: str) -> Tensor:
+    """A whole tensor, read and not mapped."""
+    spec = source.specs[key]
+    return source.read(key, 0, spec.numel).reshape(spec.shape)
+
+
+def read_step(
+    source: Source, spec: StepSpec, change: Change, entries: tuple[int, ...], numbers: Numbers, packed: Packed
+) -> Step:
+    """The step with its factors cut, read, widened, and in the order of the touched rows; none of the base's.
+
+    Args:
+        source: The adapter.
+        spec: The step.
+        change: What its family does.
+        entries: For each touched row, its position along the axis `row`.
+        numbers: How numbers are treated.
+        packed: What is kept of packed factors.
+    Raises:
+        Unsupported: The family's change of a part is not a part of its change.
+        NotFinite: A factor holds a value that is not finite.
+    """
+    _check(spec, change)
+    cut, part = spec.cut, None
+    if change.whole and (cut.out or cut.into):
+        out, into = spec.hyper.sizes["out"], spec.hyper.sizes["in"]
+        cut, part = cut._replace(out=None, into=None), (slice(*(cut.out or (0, out))), slice(*(cut.into or (0, into))))
+    factors: dict[str, Tensor] = {}
+    streams: dict[str, Read] = {}
+    for role, key in spec.factors.items():
+        axes = change.factors[role]
+        if axes == "out in":
+            streams[role] = _value(source, key, spec, change)
+            continue
+        stored = _part(source, key, axes, cut, packed)
+        factor = factor_matrix(stored, axes, key, numbers, integer=role in change.integers)
+        factors[role] = factor[list(entries)] if axes.startswith("row") else factor
+    return Step(change, LAYOUTS[spec.layout], spec.hyper, factors, streams, part=part)
+
+
+def _check(spec: StepSpec, change: Change) -> None:
+    """Refuse a part of a change that cannot be computed from a part of its factors."""
+    cut, got = spec.cut, ""
+    if (cut.out or cut.into) and change.whole and change.tuned is not None:
+        got = "a change that is of a whole matrix, over a weight that is only a part of it"
+    elif cut.into and change.measure is not None:
+        got = "norms over whole rows, of a weight that has only a part of each"
+    elif cut != UNCUT and change.beside:
+        got = "a change that depends on another parameter, cut in parts"
+    elif cut.experts and not {*change.factors.values()} <= {"rank in", "out rank", "out in"}:
+        got = "factors that are not known to be packed"
+    if got:
+        raise Unsupported(
+            f"{', '.join(spec.factors.values())} — {spec.family} cannot be cut to this part of the base",
+            expected="a base that stores the adapter's modules one by one",
+            got=got,
+            hint="merge this adapter with the library that trained it",
+        )
+
+
+def _part(source: Source, key: str, axes: str, cut: Cut, packed: Packed) -> Tensor:
+    """A stored factor, or the part of it that is meant, with one axis per name in `axes`."""
+    if cut == UNCUT:
+        return whole(source, key)
+    spec, names = source.specs[key], axes.split()
+    if cut.experts and axes == "out rank":
+        stored = packed(source, key, cut.experts)[cut.expert]
+    elif cut.experts:
+        size = spec.numel // cut.experts
+        run = source.read(key, cut.expert * size, (cut.expert + 1) * size)
+        stored = run.reshape(spec.shape[0] // cut.experts, *spec.shape[1:])
+    else:
+        stored = whole(source, key)
+    stored = stored.flatten() if len(names) == 1 else stored.flatten(len(names) - 1)
+    ranges = {"out": cut.out, "in": cut.into}
+    return stored[tuple(slice(*(ranges.get(name.rstrip("+")) or (None,))) for name in names)]
+
+
+def _value(source: Source, key: str, spec: StepSpec, change: Change) -> Read:
+    """A reader of a trained value, or of the part of it that is meant, in the order in which the weight is stored.
+
+    What lies together in the file is read as it is asked for; anything else is read now.
+    """
+    cut, layout, stored = spec.cut, LAYOUTS[spec.layout], source.specs[key]
+    start = cut.expert * stored.numel // cut.experts if cut.experts else 0
+    height, width = matrix_shape(stored.shape[1:] if cut.experts else stored.shape)
+    across = layout.rows == "in"
+    turned = across and layout.name not in change.layouts  # the value is (out, in), whatever the base's order
+    along, down = (cut.out, cut.into) if across and not turned else (cut.into, cut.out)
+    (top, bottom), (left, right) = down or (0, height), along or (0, width)
+    if not turned and (left, right) == (0, width):
+        return partial(_read, source, key, start + top * width)
+    block = source.read(key, start + top * width, start + bottom * width).reshape(-1, width)[:, left:right]
+    return partial(_taken, (block.T if turned else block).reshape(-1))
+
+
+def _read(source: Source, key: str, offset: int, start: int, stop: int) -> Tensor:
+    """Elements [start, stop) behind an offset."""
+    return source.read(key, offset + start, offset + stop)
+
+
+def _taken(values: Tensor, start: int, stop: int) -> Tensor:
+    """Elements [start, stop) of a tensor of one axis."""
+    return values[start:stop]

@@ -1,0 +1,145 @@
+"""What is known of transformers' architectures: the shipped table, read when it is first asked, and kept.
+
+Naming room. The table holds what a script of ours read off one version of transformers and checked against it; an
+architecture that it lacks is not known here, and nothing is guessed for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from wiseft_core.naming.renames import How, Rule, Rules
+
+TABLE: Final = Path(__file__).with_name("transformers.json")
+
+
+class Tie(NamedTuple):
+    """Two parameters that are one where the config ties them.
+
+    Attributes:
+        head: The one that is left out of a checkpoint, in memory.
+        head_on_disk: Its name where it is written.
+        source: The one that is written, in memory.
+        source_on_disk: Its name there.
+    """
+
+    head: str
+    head_on_disk: str
+    source: str
+    source_on_disk: str
+
+
+class Architecture(NamedTuple):
+    """A model class with a configuration of one type.
+
+    Attributes:
+        rules: How its tensors are renamed on their way to memory.
+        ties: What is tied where `tie_word_embeddings` says so.
+        prefix: transformers' `base_model_prefix`, the name of the bare model inside a model with a head.
+        conv1d: The last components of its modules whose weight is stored (in, out).
+        transposed: Whether its stacked experts are stored (in, out).
+    """
+
+    rules: Rules
+    ties: tuple[Tie, ...]
+    prefix: str
+    conv1d: frozenset[str]
+    transposed: bool
+
+
+def architecture_of(base_config: Mapping[str, Any] | None) -> Architecture | None:
+    """What is known of a base.
+
+    Args:
+        base_config: The base's config.json.
+
+    Returns:
+        None where the table does not have its model type and class, or not with the models inside it.
+    """
+    model_type = (base_config or {}).get("model_type")
+    said = _table()["types"].get(model_type) if isinstance(model_type, str) else None
+    if base_config is None or said is None or "auto_map" in base_config:
+        return None
+    classes, named = said["classes"], base_config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else said["base"]
+    if not isinstance(name, str) or name not in classes:
+        return None
+    rules, subs, ties, prefix = classes[name]
+    if not all(_like(base_config.get(field), usual) for field, usual in _table()["subs"][subs].items()):
+        return None
+    return Architecture(
+        _rules(rules), _ties(ties), prefix, frozenset(said.get("conv1d", ())), said.get("transposed", False)
+    )
+
+
+def rules_of(base_config: Mapping[str, Any] | None) -> Rules | None:
+    """The rules of a base, or None where they are not known.
+
+    Args:
+        base_config: The base's config.json.
+    """
+    found = architecture_of(base_config)
+    return None if found is None else found.rules
+
+
+def tied_of(base_config: Mapping[str, Any] | None) -> tuple[Tie, ...]:
+    """What is tied in a base whose config says that its embeddings are; nothing where that is not known.
+
+    Args:
+        base_config: The base's config.json.
+    """
+    found = architecture_of(base_config)
+    return () if found is None else found.ties
+
+
+def transposed_experts(base_config: Mapping[str, Any] | None) -> bool | None:
+    """Whether the stacked experts of a base are stored (in, out), or None where that is not known.
+
+    Args:
+        base_config: The base's config.json.
+    """
+    found = architecture_of(base_config)
+    return None if found is None else found.transposed
+
+
+def _like(config: object, usual: str) -> bool:
+    """Whether a config inside a config brings the same rules with it as the type that the table saw there."""
+    if not isinstance(config, Mapping):
+        return config is None  # transformers takes the usual one
+    other = config.get("model_type", usual)
+    if other == usual:
+        return True
+    types = _table()["types"]
+    mine, theirs = (types.get(each) if isinstance(each, str) else None for each in (other, usual))
+    if mine is None or theirs is None or mine["base"] is None or theirs["base"] is None:
+        return False
+    return bool(mine["classes"][mine["base"]][:2] == theirs["classes"][theirs["base"]][:2])
+
+
+@cache
+def _table() -> dict[str, Any]:
+    """The table, as it was read."""
+    found: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def _rules(number: int) -> Rules:
+    """One list of rules."""
+    table, found = _table(), []
+    for each in table["lists"][number]:
+        at, *scope = each if isinstance(each, list) else [each]
+        said = table["rules"][at]
+        how = How(**said["how"]) if "how" in said else None
+        found.append(Rule(said["pattern"], tuple(said["to"]), tuple(scope), how, said.get("why", "")))
+    return Rules(found)
+
+
+@cache
+def _ties(number: int) -> tuple[Tie, ...]:
+    """One list of ties."""
+    return tuple(Tie(*each) for each in _table()["ties"][number])

@@ -1,0 +1,269 @@
+"""Tied embeddings: one tensor of the base that is two parameters of the model, the embedding and the head.
+
+Joint floor: names, specs and configs only. Where tuning makes the two differ, `untie` writes both and says so in
+config.json; `share` makes of the one tensor what PEFT's merge makes of it, both changes added. Where tuning changes
+both alike, they stay one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, Literal, NamedTuple, cast
+
+from wiseft_core.config import AdapterConfig
+from wiseft_core.errors import ConfigError, Unsupported, listed
+from wiseft_core.guards import EMBEDDINGS, HEADS, may_be_tied, tie_flag, tied_refusal
+from wiseft_core.naming.table import tied_of
+from wiseft_core.places import Placed
+from wiseft_core.sites import Site
+from wiseft_core.types import TensorSpec
+
+Tied = Literal["untie", "share"]
+"""What becomes of a tied embedding that tuning changes."""
+FLAG: Final = "tie_word_embeddings"
+
+
+class Bond(NamedTuple):
+    """Names that are one tensor of the model.
+
+    Attributes:
+        source: The name that the base has.
+        other: The one that is the same tensor; the base has it too, or it is added as an alias.
+        alias: Whether it was added.
+        lone: Whether these two are all that is tied.
+    """
+
+    source: str
+    other: str
+    alias: bool
+    lone: bool = True
+
+
+def bonds_of(
+    base: Mapping[str, TensorSpec],
+    config: Mapping[str, object] | None,
+    shared: Iterable[Collection[str]],
+    sites: Sequence[Site],
+    tied: Tied,
+) -> tuple[Bond, ...]:
+    """What is tied in a base.
+
+    Args:
+        base: Specs of the base.
+        config: Its config.json.
+        shared: Groups of names that share memory.
+        sites: The adapter's sites: with `share`, a head that nothing else names is known by them.
+        tied: See `settle`.
+    """
+    found: list[Bond] = []
+    for group in shared:
+        source, *others = [name for name in base if name in group]
+        found += [Bond(source, other, False, len(others) == 1) for other in others]
+    if found or tie_flag(config) is False:
+        return tuple(found)
+    pairs = [
+        (source, other)
+        for tie in tied_of(config)
+        for source, other in ((tie.source_on_disk, tie.head_on_disk), (tie.source, tie.head))
+        if source in base
+    ]
+    if not pairs and tied == "share":
+        embeddings = [name for name in base if _is_of(name, EMBEDDINGS)]
+        heads = [site.target for site in sites if _is_of(site.target, HEADS) and site.target not in base]
+        pairs = [(embeddings[0], head) for head in heads] if len(embeddings) == 1 else []
+    pairs = list({other: (source, other) for source, other in reversed(pairs)}.values())
+    return tuple(Bond(source, other, other not in base, len(pairs) == 1) for source, other in pairs)
+
+
+def _is_of(name: str, modules: Collection[str]) -> bool:
+    """Whether a name is of the weight of a module that is called so."""
+    *_, module, parameter = ["", *name.split(".")]
+    return module in modules and parameter == "weight"
+
+
+class Settled(NamedTuple):
+    """What became of the ties.
+
+    Attributes:
+        placed: The places, with those of shared changes at every name that has them.
+        kept: The aliases that stay, as tensors of the result.
+        copies: Adapter keys that must hold the same as another one (its transpose where the shapes are turned).
+        untied: Whether config.json must say so.
+        note: What a human should know.
+    """
+
+    placed: tuple[Placed, ...]
+    kept: tuple[str, ...] = ()
+    copies: Mapping[str, str] = {}
+    untied: bool = False
+    note: str = ""
+
+
+def settle(
+    bonds: Sequence[Bond],
+    placed: Sequence[Placed],
+    config: AdapterConfig | None,
+    tied: Tied,
+    *,
+    apart: bool,
+) -> Settled:
+    """Decide what a tied tensor becomes.
+
+    Args:
+        bonds: What is tied.
+        placed: Where the sites land.
+        config: The adapter's config.
+        tied: "untie" or "share".
+        apart: Keep the two apart even where they are changed alike: another adapter needs it.
+    Raises:
+        Unsupported: More than two parameters are tied, and tuning makes them differ.
+    """
+    touched = {one.name for one in placed}
+    active = [bond for bond in bonds if {bond.source, bond.other} & touched]
+    if not active and not (apart and bonds):
+        return Settled(tuple(placed))
+    if len(active) > 1 and tied == "untie":
+        raise _many(active)
+    bond = (active or bonds)[0]
+    mine = {name: [one for one in placed if one.name == name] for name in (bond.source, bond.other)}
+    rest = [one for one in placed if one.name not in mine]
+    first, second = mine[bond.source], mine[bond.other]
+    alike, copies = _alike(first, second, config)
+    if alike is not None or tied == "share":
+        both = alike if alike is not None else _added(first, second)
+        if alike is None and first and second:
+            copies = _same_copies(first, second)
+        as_source, as_other = [_at(one, bond.source) for one in both], [_at(one, bond.other) for one in both]
+        keep = apart and alike is not None and tied == "untie"
+        names = [*as_source, *(as_other if not bond.alias or keep else [])]
+        note = f"{bond.source} and {bond.other} are one tensor, and stay one"
+        return Settled(
+            (*rest, *names), (bond.other,) if keep and bond.alias else (), copies, keep, "" if keep else note
+        )
+    if not bond.lone:
+        raise _many([bond])
+    first, second = _with_copy(first, second, bond.source, config), _with_copy(second, first, bond.other, config)
+    note = f"{bond.source} and {bond.other} were one tensor: both are written, and {FLAG} is false"
+    return Settled((*rest, *first, *second), (bond.other,) if bond.alias else (), copies, True, note)
+
+
+def _alike(
+    first: Sequence[Placed], second: Sequence[Placed], config: AdapterConfig | None
+) -> tuple[list[Placed] | None, dict[str, str]]:
+    """The changes that both have, where they are changed alike, and the keys that repeat them; None where not."""
+    either = [*first, *second]
+    if either and all("rows" in one.site.factors for one in either):
+        repeated = {}
+        if first and second:
+            repeated = {second[0].site.factors["rows"]: first[0].site.factors["rows"]}
+        return list(first or second), repeated
+    if config is None or not config.ensure_weight_tying:
+        return None, {}
+    if not first or not second:
+        return either, {}
+    ours, theirs = first[0].site.factors, second[0].site.factors
+    pairs = {"value": "value", "A": "embedding_B", "B": "embedding_A"}
+    found = {key: ours[pairs[role]] for role, key in theirs.items() if pairs.get(role) in ours}
+    return (list(first), found) if len(found) == len(theirs) else (None, {})
+
+
+def _same_copies(first: Sequence[Placed], second: Sequence[Placed]) -> dict[str, str]:
+    """The saved copies of one tensor under its two names: they must be the same."""
+    ours, theirs = (
+        next((one.site.factors["value"] for one in those if "value" in one.site.factors), "")
+        for those in (first, second)
+    )
+    return {theirs: ours} if ours and theirs else {}
+
+
+def _added(first: Sequence[Placed], second: Sequence[Placed]) -> list[Placed]:
+    """The changes of both, one after the other; a copy of the tensor that both have counts once, and first."""
+    both = [*first, *second]
+    ordered = sorted(both, key=lambda one: "value" not in one.site.factors)
+    seen = False
+    found = []
+    for one in ordered:
+        factors = dict(one.site.factors)
+        if seen:
+            factors.pop("value", None)
+        seen = seen or "value" in factors
+        if factors:
+            found.append(one._replace(site=replace(one.site, factors=factors)))
+    return found
+
+
+def _with_copy(
+    own: Sequence[Placed], others: Sequence[Placed], name: str, config: AdapterConfig | None
+) -> list[Placed]:
+    """The changes at one name; a copy of the tensor saved under the other one is a copy of this one too.
+
+    Not so a copy that was trained: PEFT gives each module of modules_to_save a tensor of its own.
+    """
+    if any("value" in one.site.factors for one in own):
+        return list(own)
+    saved = () if config is None else config.modules_to_save
+    for one in others:
+        key = one.site.factors.get("value")
+        if key is not None and not any(one.site.module.endswith(entry) for entry in saved):
+            copy = Site(one.site.module, one.site.parameter, {"value": key})
+            mine = [
+                each._replace(site=replace(each.site, factors={"value": key, **each.site.factors})) for each in own[:1]
+            ]
+            return [*mine, *own[1:]] if own else [_at(one._replace(site=copy), name)]
+    return list(own)
+
+
+def _at(one: Placed, name: str) -> Placed:
+    """The same place under another name."""
+    landings = tuple(landing._replace(name=name) for landing in one.landed.landings)
+    return one._replace(landed=one.landed._replace(landings=landings))
+
+
+def edits(config: Mapping[str, object] | None) -> dict[str, object]:
+    """What changes in config.json where a tie is undone."""
+    if config is None:
+        return {}
+    text = config.get("text_config")
+    inner = {f"text_config.{FLAG}": False} if isinstance(text, Mapping) and FLAG in text else {}
+    return {FLAG: False, **inner}
+
+
+def check(
+    bonds: Sequence[Bond],
+    touched: Iterable[str],
+    base: Collection[str],
+    config: Mapping[str, object] | None,
+    tied: Tied,
+) -> None:
+    """Refuse tuning that touches what may be tied, where nothing says to what.
+
+    Raises:
+        TiedEmbeddings: It is tied, or may be, and the name of the head is not known.
+    """
+    known = {name for bond in bonds for name in (bond.source, bond.other)}
+    for name in touched if tied == "untie" else ():
+        why = "" if name in known else may_be_tied(name, base, config)
+        if why:
+            raise tied_refusal(name, why)
+
+
+def as_tied(value: str) -> Tied:
+    """The argument `tied`, checked.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if value in ("untie", "share"):
+        return cast(Tied, value)
+    raise ConfigError("tied", expected='"untie" or "share"', got=f"{value!r}", hint="leave it out to untie")
+
+
+def _many(bonds: Sequence[Bond]) -> Unsupported:
+    names = {name for bond in bonds for name in (bond.source, bond.other)}
+    return Unsupported(
+        f"{listed(names)} — tuning makes tied parameters differ, and more than two of them are tied",
+        expected="an embedding and a head that are tied to each other alone",
+        got=f"{len(names)} names for one tensor",
+        hint='choose tied="share" (--tied share): the changes of all are added to the one tensor, as PEFT merges it',
+    )
