@@ -16,9 +16,9 @@ from torch import Tensor
 
 from wiseft_core import dtypes, numerics
 from wiseft_core.blending import Term
-from wiseft_core.bound import Bound, Prepared, extended, places, shifted, spans_of
+from wiseft_core.bound import Bound, Prepared, places, spans_of
 from wiseft_core.config import AdapterConfig
-from wiseft_core.cutting import whole
+from wiseft_core.cutting import extended, shifted, whole
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.interpolation import bound_of
@@ -189,8 +189,7 @@ def _open_use(bound: Bound, use: _Use) -> list[WiseftError]:
     if len(use.alphas) > 1:
         return [_open(name, f"{use.spec.family} with one of several alphas ({listed(map(str, sorted(use.alphas)))})")]
     parted = len(use.places) > 1 or use.spec.cut != UNCUT or use.spec.layout not in change.layouts
-    grown = bound.plan.outputs[name].shape != bound.source(name)[0].specs[bound.source(name)[1]].shape
-    if change.linear is None and (parted or (grown and change.value is None)):
+    if change.linear is None and (parted or (bound.is_grown(name) and change.value is None)):
         return [_open(name, f"{use.spec.family} in several parts of the base")]
     return []
 
