@@ -2,7 +2,7 @@
 
     python tests/benchmarks/naive_merge.py BASE ADAPTER OUT
 
-It gives the tuned weights (alpha 1), rounded three times, whatever else is in the folders. No check, no digest, no sync.
+It gives the tuned weights (alpha 1), rounded three times. No check, no digest, no sync.
 """
 
 from __future__ import annotations

@@ -195,8 +195,8 @@ def facts(inputs: Path, count: int) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "peft", "transformers", "safetensors"))
     return (
-        f"Base: {weight_bytes(inputs / 'base') / 1e9:.2f} GB of bfloat16 in {files} shards; r = 16, or 128, on all seven "
-        f"projections; alpha = 0.5 (PEFT: 1). Medians of {count}, runs in turns, warm page cache.  \n"
+        f"Base: {weight_bytes(inputs / 'base') / 1e9:.2f} GB of bfloat16 in {files} shards; r = 16 (or 128) on all "
+        f"seven projections; alpha = 0.5 (PEFT: 1). Medians of {count}, runs in turns, warm page cache.  \n"
         f"Machine: {processor()}, {cores} cores, {memory:.0f} GiB; {platform.system()} {platform.release()}; "
         f"Python {platform.python_version()}, {packages}."
     )

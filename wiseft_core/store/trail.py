@@ -41,8 +41,8 @@ class Trail:
             if self._busy:
                 return
             self._busy = True
-        while (stop := self._next()) is not None:
-            self._follow(stop)
+        while (reached := self._next()) is not None:
+            self._follow(reached)
 
     def _next(self) -> int | None:
         """Where the bytes end that can be digested now; None, and another thread's turn, if they are too few."""
