@@ -163,11 +163,11 @@ class _Thin(NamedTuple):
     def onto(self, weight: Tensor, alpha: float) -> Tensor:
         """The weight with that share of it."""
         flat = weight.view(len(self.left), -1)
-        return numerics.added(flat, self.left, self.right, self.scale * alpha).view(-1)
+        return numerics.added(flat, self.left, self.right, self.scale * alpha).reshape(-1)
 
     def shift(self, weight: Tensor, alpha: float) -> Tensor:
         """alpha·(W_tuned - W)."""
-        return numerics.product(self.left, self.right).view(-1).mul_(self.scale * alpha)
+        return numerics.product(self.left, self.right).reshape(-1).mul_(self.scale * alpha)
 
 
 _Move = _Tuned | _Delta | _Thin

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/build.py FOLDER LAYERS
 
-FOLDER gets `base`, `lora`, `lora128` (its rank) and `dora`, and is complete or absent. With 16 layers the base is 3.0 GB
-of bfloat16 (the shape of Llama 3.2 1B, with a head of its own). Values come from a seeded generator. One shard at a
+FOLDER gets `base`, `lora`, `lora128` (its rank) and `dora`, and is complete or absent. With 16 layers the base is 3.0
+GB of bfloat16 (the shape of Llama 3.2 1B, with a head of its own). Values come from a seeded generator. One shard at a
 time is in memory.
 The runner starts this file as a process of its own, so that the runner stays small (see `run.py`).
 """
