@@ -62,6 +62,7 @@ def interpolate(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -83,7 +84,7 @@ def interpolate(
     from wiseft_core.interpolation import interpolate as view_of
 
     view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
     return write(view, out, written, reports.verify_command(out, base, [tuned], weights), as_json=as_json, quiet=quiet)
 
 
@@ -204,13 +205,14 @@ def write_as(
     max_shard_size: str | None,
     copy_code: bool,
     threads: int | None,
+    memory: str | None,
     no_sync: bool,
     resume: bool,
     max_output: str | None,
 ) -> dict[str, Any]:
     """The options that say how outputs are written, as `save_checkpoint` and `save_sweep` take them."""
     layout = {"max_shard_size": max_shard_size, "copy_code": copy_code, "max_bytes": max_output}
-    return {**layout, "threads": threads, "sync": not no_sync, "resume": resume}
+    return {**layout, "threads": threads, "memory": memory, "sync": not no_sync, "resume": resume}
 
 
 def write(view: StateDict, out: Path, options: Mapping[str, Any], next_step: str, *, as_json: bool, quiet: bool) -> int:

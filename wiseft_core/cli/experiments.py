@@ -49,6 +49,7 @@ def sweep(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -76,7 +77,7 @@ def sweep(
 
     given = [combined(number, alpha_for or [], schedule) for number in alphas]
     views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
     begun = time.perf_counter()
     with progress(f"writing {out.name}", quiet=quiet) as told:
         report = save_sweep(
@@ -116,6 +117,7 @@ def combine(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -143,7 +145,7 @@ def combine(
     from wiseft_core.combination import combine as view_of
 
     view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
     next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
     return write(view, out, written, next_step, as_json=as_json, quiet=quiet)
 
