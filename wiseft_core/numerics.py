@@ -30,6 +30,7 @@ _BITS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _POLICIES: Final = ("error", "saturate")
 _BLOCK = 1024
 _CHUNK = 128
+_WIDE = 2**15
 _FEW = 16
 _HALF = -(2**15)
 _TIE_E4M3 = 464.0  # halfway from the largest, 448, which is even, to where the next number would be
@@ -233,19 +234,21 @@ def added(base: Tensor, left: Tensor, right: Tensor, c: float) -> Tensor:
     """base + (c · left) @ right, summed onto the base: a third less work than `moved` with a `product`.
 
     Its bits are a function of the operands' values and of the width alone. BLAS treats the edges of a matrix by other
-    means: rows are padded, and where the width is no multiple of 16, or in float32, it is `moved` after all.
+    means: rows are padded, and where that is dear, or the width is no multiple of 16, or in float32, it is `moved`
+    after all.
 
     Shapes:
-        base (out, in); left (out, rank); right (rank, in). Not modified. Returns (out, in), contiguous.
+        base (out, in); left (out, rank); right (rank, in). Not modified. Returns (out, in).
     """
-    rank, width = right.shape
-    if rank == 0 or width % 16 or base.dtype != torch.float64:
+    (rank, width), rows = right.shape, len(base)
+    if rank == 0 or width % 16 or width > _WIDE or base.dtype != torch.float64:
         return moved(base, product(left, right), c)
-    total, scaled = _pad(base, -len(base) % 8, 0), _pad(left * c, -len(base) % 8, 0)
+    total, scaled = base.new_empty(rows + -rows % 8, width), _pad(left * c, -rows % 8, 0)
+    total[:rows], total[rows:] = base, 0
     for start in range(0, rank, _CHUNK):
         part = slice(start, start + _CHUNK)
-        total = torch.addmm(total, scaled[:, part].contiguous(), right[part].contiguous())
-    return total[: len(base)]
+        total.addmm_(scaled[:, part].contiguous(), right[part].contiguous())
+    return total[:rows]
 
 
 def moved(base: Tensor, delta: Tensor, c: float) -> Tensor:
