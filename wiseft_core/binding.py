@@ -20,9 +20,10 @@ from wiseft_core.naming.peft import UNUSED, parse_keys
 from wiseft_core.naming.renames import links
 from wiseft_core.naming.table import rules_of
 from wiseft_core.orientation import Orientation
-from wiseft_core.places import Placed, Placement, place
+from wiseft_core.places import place
 from wiseft_core.plans import Binding, Piece, Plan
 from wiseft_core.replication import grown
+from wiseft_core.ruled import Placed, Placement
 from wiseft_core.sites import collect, copies
 from wiseft_core.steps import Scene, at, steps_of, token_rows
 from wiseft_core.ties import as_tied, bonds_of, check, settle
@@ -95,6 +96,7 @@ def bind(
         copies={**copies(parsed), **settled.copies},
         ignored=tuple(sorted(key for key, part in parsed.items() if part.role in UNUSED)),
         sources=sources,
+        alike=settled.alike,
         homes=_homes(placed.new, base) | {name: source for name, source in sources.items() if name not in base},
         config={
             **model.config,
@@ -226,20 +228,25 @@ def _ranks(found: Sequence[Placed], adapter: Mapping[str, TensorSpec]) -> dict[s
 
 
 def _check_patterns(config: AdapterConfig | None, found: Sequence[Placed]) -> None:
-    """Refuse a rank or alpha pattern that matches no module of the adapter."""
+    """Refuse a pattern, or a parameter that was targeted, that matches nothing of the adapter."""
     if config is None:
         return
     modules = {one.path for one in found if one.site.factors.keys() != {"value"}}
+    paths = {f".{path}" for one in found for path in (one.path, one.site.target)}
+    unused = dict.fromkeys(config.unused_patterns(sorted(modules)), "rank_pattern or alpha_pattern")
+    for entry in config.target_parameters:
+        if not any(path.endswith(f".{entry}") for path in paths):
+            unused[entry] = "target_parameters"
     such = f"modules such as {listed(modules)}"
     WiseftError.raise_all(
         [
             UnusedPattern(
-                f"adapter_config.json — the pattern {pattern!r} matches no module of the adapter",
-                expected="rank_pattern and alpha_pattern entries that each match a module with factors",
+                f"adapter_config.json — {entry!r} of {where} matches nothing of the adapter",
+                expected="entries that each match a module or a parameter with factors",
                 got=such,
                 hint="the adapter's tensors and its config do not belong together, or the entry can be removed",
             )
-            for pattern in config.unused_patterns(sorted(modules))
+            for entry, where in unused.items()
         ]
     )
 

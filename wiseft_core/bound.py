@@ -19,10 +19,9 @@ from wiseft_core.cutting import Packed, extended, read_step, shifted, whole
 from wiseft_core.errors import DtypeMismatch, Unsupported, WiseftError, listed
 from wiseft_core.families import Change, Family
 from wiseft_core.layouts import matrix_shape
-from wiseft_core.plans import Binding, Piece, Plan, new_twice
+from wiseft_core.plans import Binding, Piece, Plan, StepSpec, new_twice
 from wiseft_core.sources import Memory, Source
 from wiseft_core.spans import Place, Span, runs, united
-from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import Numbers, Read, Step, measured, not_finite
 
 

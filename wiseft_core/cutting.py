@@ -17,8 +17,8 @@ from wiseft_core.errors import Unsupported
 from wiseft_core.families import Change
 from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import LAYOUTS, matrix_shape
+from wiseft_core.plans import StepSpec
 from wiseft_core.sources import Source
-from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import Numbers, Read, Step, factor_matrix
 
 KEPT: Final = 2

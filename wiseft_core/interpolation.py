@@ -120,7 +120,7 @@ def bound_of(
         with of_adapter(number, len(tuned)):
             plans.append(bind_sources(source, one, **options))
     if len({frozenset(plan.sources.items()) for plan in plans}) > 1:  # one of them takes a tie apart: all must
-        plans = [bind_sources(source, one, apart=True, **options) for one in tuned]
+        plans = [bind_sources(source, one, **options, apart=True) for one in tuned]
     place = _place(device)
     check_numbers(compute_dtype, overflow)
     parts = tuple(Part(one.source, plan, one.config_bytes) for one, plan in zip(tuned, plans, strict=True))

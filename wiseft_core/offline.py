@@ -20,7 +20,7 @@ from wiseft_core import executors
 from wiseft_core.budget import threads_within
 from wiseft_core.errors import CheckpointError, NotFinite
 from wiseft_core.executors import Task
-from wiseft_core.jobs import Job, check_size, digests_beside, index_name, new_config, plan_job, report_of
+from wiseft_core.jobs import Job, check_size, digests_beside, plan_job, report_of
 from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike
@@ -189,8 +189,9 @@ def write_outputs(job: Job, staging: Staging, run: Run) -> dict[str, Written]:
 def _write_shards(job: Job, staging: Staging, run: Run) -> dict[str, dict[str, tuple[int, str]]]:
     """Write every shard that is not finished; size and digest of each, by folder and file name."""
     digests, targets = dict(staging.finished), list[list[Target]]()
-    for folder in filter(None, job.views):
-        run.files.make_folders(staging.folder / folder)
+    for place in dict.fromkeys(Path(view, shard.name).parent for view in job.views for shard in job.shards):
+        if place != Path():
+            run.files.make_folders(staging.folder / place)
     try:
         # All space is reserved before anything is computed, so that a full disk is met first.
         for shard in job.shards:
@@ -242,10 +243,9 @@ def run_tasks(
 def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]:
     """Write index and sidecar files; size and digest of each, by file name."""
     written = {}
-    if job.index is not None:
-        name = index_name(job)
-        written[name] = (len(job.index), write_file(folder / name, job.index, run.files, run.sync))
+    for name, content in job.indexes.items():
+        written[name] = (len(content), write_file(folder / name, content, run.files, run.sync))
     for name, source in job.sidecars.copies:
-        replace = new_config(source, job.view) if name == "config.json" else None
+        replace = job.replacement(name, source)
         written[name] = copy_sidecar(source, folder / name, run.files, run.sync, replace)
     return written

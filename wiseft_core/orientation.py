@@ -13,12 +13,14 @@ from typing import Final
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import UndecidableOrientation
 from wiseft_core.layouts import LINEAR, TRANSPOSED, Layout
-from wiseft_core.places import Placed
+from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 
-CONV1D_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
-"""`model_type`s that use transformers' Conv1D (read off transformers 5.23)."""
+CONV1D_TYPES: Final = frozenset(
+    {"gpt2", "gpt-sw3", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
+)
+"""`model_type`s that use transformers' Conv1D (read off transformers 5.23; a test holds them to the table)."""
 CONV1D_MODULES: Final = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 """The names of their Conv1D modules; gpt_bigcode and others use the same names for Linear."""
 

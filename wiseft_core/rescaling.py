@@ -27,12 +27,11 @@ from wiseft_core.layouts import matrix_shape
 from wiseft_core.made import Made
 from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
-from wiseft_core.plans import Binding, Piece
+from wiseft_core.plans import Binding, Piece, StepSpec
 from wiseft_core.sites import collect
 from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
 from wiseft_core.spans import united
 from wiseft_core.statedict import StateDict
-from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
 from wiseft_core.types import Alpha, TensorSpec
 

@@ -19,8 +19,10 @@ from wiseft_core.layouts import OF_WEIGHT, Shape
 from wiseft_core.methods import family_of
 from wiseft_core.naming.peft import PeftKey
 from wiseft_core.sites import Site, collect
+from wiseft_core.store import hub
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import read_file
+from wiseft_core.store.pipelines import PIPELINE_FILE
 from wiseft_core.store.strict_json import load_json
 from wiseft_core.types import TensorSpec
 
@@ -128,14 +130,14 @@ def open_adapter(
     """Open an adapter that PEFT saved: `adapter_config.json` with `adapter_model.safetensors`.
 
     Args:
-        path: The folder, or the safetensors file inside it.
+        path: The folder, or the safetensors file inside it; or a name on the hub, as for `open_checkpoint`.
         name: A named adapter, saved in the sub-folder of that name.
         families: The methods to know.
     Raises:
         CheckpointError: Something is missing or malformed, or the folder holds several adapters and none is named.
         Unsupported: The weights are pickled, or the config asks for what is not supported.
     """
-    folder = Path(path)
+    folder = hub.found(path)
     folder = folder.parent if folder.name == WEIGHTS_FILE else folder
     if name is not None:
         folder = folder / name
@@ -197,7 +199,7 @@ def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIE
     """A path opened, as an adapter or as a full checkpoint, whichever it holds; anything else as it is."""
     if not isinstance(adapter, str | os.PathLike):
         return adapter
-    place = Path(adapter)
+    place = hub.found(adapter)
     if place.is_dir():
         is_adapter = (place / CONFIG_FILE).exists() or not _holds_model(place)
     else:
@@ -207,7 +209,8 @@ def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIE
 
 def _holds_model(folder: Path) -> bool:
     """Whether a folder holds weights of a model rather than of an adapter."""
-    return any(entry.name != WEIGHTS_FILE for entry in folder.glob("*.safetensors*"))
+    weights = any(entry.name != WEIGHTS_FILE for entry in folder.glob("*.safetensors*"))
+    return weights or (folder / PIPELINE_FILE).exists()
 
 
 @dataclass(frozen=True, slots=True)

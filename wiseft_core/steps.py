@@ -6,8 +6,7 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import (
@@ -20,57 +19,17 @@ from wiseft_core.errors import (
     listed,
 )
 from wiseft_core.families import Change, Family, Hyper
-from wiseft_core.landings import UNCUT, Cut, Landing
+from wiseft_core.landings import Landing
 from wiseft_core.layouts import LAYOUTS, Shape, is_free
 from wiseft_core.methods import beside, family_of, fits, with_roles
 from wiseft_core.orientation import Orientation
-from wiseft_core.places import Placed
+from wiseft_core.plans import StepSpec
+from wiseft_core.ruled import Placed
 from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_resized
 
 INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepSpec:
-    """One change to one tensor, by names.
-
-    Attributes:
-        family: Its family.
-        parameter: The parameter of the module.
-        layout: How that is stored.
-        hyper: What the formula reads besides weight and factors.
-        rank: The rank of the factors, where they have one.
-        factors: The adapter key of each factor by role.
-        form: Which of the family's forms it is.
-        beside: The base tensor of each role that is another parameter of the module.
-        cut: The part of the factors that is used.
-    """
-
-    family: str
-    parameter: str
-    layout: str
-    hyper: Hyper
-    rank: int | None
-    factors: Mapping[str, str]
-    form: int = 0
-    beside: Mapping[str, str] = field(default_factory=dict)
-    cut: Cut = UNCUT
-
-    @property
-    def scale(self) -> float:
-        """s of the formula."""
-        return self.hyper.scale
-
-    def as_dict(self) -> dict[str, Any]:
-        """The step as JSON sees it."""
-        shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
-        others: dict[str, Any] = {"beside": dict(self.beside)} if self.beside else {}
-        if self.cut != UNCUT:
-            others["cut"] = {key: value for key, value in self.cut._asdict().items() if value is not None}
-        shown |= {"options": dict(self.hyper.options), "rank": self.rank}
-        return {**shown, "factors": dict(self.factors), **others}
 
 
 @dataclass(frozen=True, slots=True)

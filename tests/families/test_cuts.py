@@ -13,7 +13,7 @@ from wiseft_core.families import FAMILIES, Hyper
 from wiseft_core.landings import Cut
 from wiseft_core.layouts import LAYOUTS
 from wiseft_core.methods import fits
-from wiseft_core.steps import StepSpec
+from wiseft_core.plans import StepSpec
 
 SAMPLES = [one for one in EVERY if one.weight.dim() == 2 and "rows" not in one.factors]
 CUTS = [Cut(out=(0, 2)), Cut(out=(2, 4)), Cut(into=(1, 3)), Cut(out=(1, 4), into=(0, 2))]
