@@ -341,8 +341,9 @@ def test_a_product_added_has_the_same_bits_for_any_threads_rows_and_layout(dtype
             for rows in (1, 2, 7, 32, 64):
                 assert torch.equal(numerics.added(base[:rows], left[:rows], right, 1 / 3), whole[:rows])
     turned = [given.t().contiguous().t() for given in (base, left, right)]
-    assert torch.equal(numerics.added(*turned, 1 / 3), whole) and whole.is_contiguous()
+    assert torch.equal(numerics.added(*turned, 1 / 3), whole)
     assert all(map(torch.equal, before, (base, left, right)))
+    assert torch.equal(numerics.added(base, left, right, 1 / 3, own=True), whole)
 
 
 @pytest.mark.parametrize("width", [5, 16])

@@ -98,10 +98,11 @@ def tile_values(
         moves = [
             _move(term, weight, span) if any(share[at] for share in shares) else None for at, term in enumerate(terms)
         ]
-        return [
-            numerics.finish(_blend(weight, moves, share), stored, numbers.output, overflow=numbers.overflow, name=name)
-            for share in shares
-        ]
+        results: list[Tensor] = []
+        for at, share in enumerate(shares, start=1):
+            values = _blend(weight, moves, share, own=at == len(shares))
+            results.append(numerics.finish(values, stored, numbers.output, overflow=numbers.overflow, name=name))
+        return results
     except NotFinite as error:
         if name not in error.where:
             error.where = f"{name} — {error.where}"
@@ -129,8 +130,8 @@ class _Tuned(NamedTuple):
 
     values: Tensor
 
-    def onto(self, weight: Tensor, alpha: float) -> Tensor:
-        """The weight with that share of it."""
+    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
+        """The weight with that share of it; the weight itself may become it, where nobody needs that any more."""
         return numerics.mix(weight, self.values, alpha)
 
     def shift(self, weight: Tensor, alpha: float) -> Tensor:
@@ -144,7 +145,7 @@ class _Delta(NamedTuple):
     values: Tensor
     scale: float
 
-    def onto(self, weight: Tensor, alpha: float) -> Tensor:
+    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
         """The weight with that share of it."""
         return numerics.moved(weight, self.values, self.scale * alpha)
 
@@ -160,10 +161,10 @@ class _Thin(NamedTuple):
     right: Tensor
     scale: float
 
-    def onto(self, weight: Tensor, alpha: float) -> Tensor:
+    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
         """The weight with that share of it."""
         flat = weight.view(len(self.left), -1)
-        return numerics.added(flat, self.left, self.right, self.scale * alpha).reshape(-1)
+        return numerics.added(flat, self.left, self.right, self.scale * alpha, own=own).reshape(-1)
 
     def shift(self, weight: Tensor, alpha: float) -> Tensor:
         """alpha·(W_tuned - W)."""
@@ -203,8 +204,8 @@ def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Tensor, tile:
     return _Tuned(tuned.view(-1))
 
 
-def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share) -> Tensor:
-    """The values of a tile for one share, not rounded yet."""
+def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share, *, own: bool) -> Tensor:
+    """The values of a tile for one share, not rounded yet; they may take the weight's place if it is `own`."""
     active = [(move, alpha) for move, alpha in zip(moves, share, strict=True) if move is not None and alpha]
     if not active:
         return weight
@@ -212,4 +213,4 @@ def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share) -> Tenso
         shifts = [move.shift(weight, alpha) for move, alpha in active]
         return numerics.moved(weight, numerics.ordered_sum(shifts), 1.0)
     ((move, alpha),) = active
-    return move.onto(weight, alpha)
+    return move.onto(weight, alpha, own=own)

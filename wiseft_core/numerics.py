@@ -230,7 +230,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return total[:out, :width]
 
 
-def added(base: Tensor, left: Tensor, right: Tensor, c: float) -> Tensor:
+def added(base: Tensor, left: Tensor, right: Tensor, c: float, *, own: bool = False) -> Tensor:
     """base + (c · left) @ right, summed onto the base: a third less work than `moved` with a `product`.
 
     Its bits are a function of the operands' values and of the width alone. BLAS treats the edges of a matrix by other
@@ -238,13 +238,16 @@ def added(base: Tensor, left: Tensor, right: Tensor, c: float) -> Tensor:
     after all.
 
     Shapes:
-        base (out, in); left (out, rank); right (rank, in). Not modified. Returns (out, in).
+        base (out, in), which may be modified, and returned, if it is the caller's `own`; left (out, rank); right
+            (rank, in). Returns (out, in).
     """
     (rank, width), rows = right.shape, len(base)
     if rank == 0 or width % 16 or width > _WIDE or base.dtype != torch.float64:
         return moved(base, product(left, right), c)
-    total, scaled = base.new_empty(rows + -rows % 8, width), _pad(left * c, -rows % 8, 0)
-    total[:rows], total[rows:] = base, 0
+    total, scaled = base, _pad(left * c, -rows % 8, 0)
+    if not own or len(scaled) > rows:
+        total = base.new_empty(len(scaled), width)
+        total[:rows], total[rows:] = base, 0
     for start in range(0, rank, _CHUNK):
         part = slice(start, start + _CHUNK)
         total.addmm_(scaled[:, part].contiguous(), right[part].contiguous())

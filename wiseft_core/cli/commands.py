@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 
 def _version(asked: bool) -> None:
