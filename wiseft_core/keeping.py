@@ -96,7 +96,7 @@ class _Work:
     def _open(self, shard: Shard, touched: Set[str] | None) -> ShardWriter:
         """A new shard, or one to write some tensors of again."""
         if touched is None:
-            return ShardWriter(self.folder / shard.name, shard.header, self._run.files)
+            return ShardWriter(self.folder / shard.name, shard.header, self._run.files, digested=False)
         return ShardWriter.again(self.folder / shard.name, shard.header, self._run.files, touched)
 
     def _fill(self, targets: list[list[Target]], touched: Set[str] | None) -> None:

@@ -17,12 +17,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from wiseft_core import executors
+from wiseft_core.budget import threads_within
 from wiseft_core.errors import CheckpointError, NotFinite
 from wiseft_core.executors import Task
 from wiseft_core.jobs import Job, check_size, digests_beside, plan_job, report_of
 from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike
+from wiseft_core.statedict import StateDict
 from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
@@ -47,6 +49,17 @@ class Run(NamedTuple):
         """With as many threads as there are processors, where none are given."""
         return cls(files, threads or executors.default_threads(), progress, sync)
 
+    def within(self, memory: int | str | None, job: Job) -> Run:
+        """With no more threads than a budget of memory allows.
+
+        Raises:
+            ConfigError: It is too small for one.
+        """
+        if memory is None:
+            return self
+        bounds = [view.bound for view in job.views.values() if isinstance(view, StateDict)]
+        return self._replace(threads=threads_within(memory, self.threads, bounds[:1], len(job.views)))
+
 
 def save_checkpoint(
     state_dict: Mapping[str, Tensor],
@@ -60,6 +73,7 @@ def save_checkpoint(
     sync: bool = True,
     resume: bool = False,
     max_bytes: int | str | None = None,
+    memory: int | str | None = None,
 ) -> Report:
     """Write weights as a folder of safetensors files, complete or not at all.
 
@@ -80,12 +94,14 @@ def save_checkpoint(
             have their digest still are not computed again. A finished output of the same job, compared with it byte for
             byte, is left as it is.
         max_bytes: Refuse, before anything is written, an output with more bytes of weights than this ("200GB").
+        memory: Use fewer threads where the process would need more resident memory than this ("512MB"), which
+            includes what it has now. The bits do not depend on it.
     Returns:
         What was written, and which files beside the base were left out.
     Raises:
         CheckpointError: `path` is not absent or empty, or overlaps an input.
         ConfigError: What is to be resumed is another job (another input, alpha, policy or version), or the output would
-            be larger than `max_bytes`.
+            be larger than `max_bytes`, or one thread needs more than `memory`.
         Fault: The operating system failed a call: no space, no permission, an I/O error. No output is left.
         InputChanged: An input changed while it was read. No output is left.
         Locked: Another process writes to the same output.
@@ -94,6 +110,7 @@ def save_checkpoint(
     out, run = Path(path), Run.of(FILES, threads, progress, sync)
     job = plan_job({"": state_dict}, like, max_shard_size, copy_code, run.files)
     check_size(job, max_bytes)
+    run = run.within(memory, job)
     if is_finished(job, out, run, resume=resume):
         return report_of(job, out, {}, "this job is finished already: nothing was written")
     with staging_for(job, out, run, resume=resume) as staging:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 
 def _version(asked: bool) -> None:
@@ -63,6 +63,7 @@ def interpolate(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -83,12 +84,11 @@ def interpolate(
     chosen = flags.Chosen(weights, component, variant)
     source, tuned = checkpoint(base, chosen), named(adapter, adapter_name)
     plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
-
+    session_of(context).settle()
     from wiseft_core.interpolation import interpolate as view_of
 
-    session_of(context).settle()
     view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
     return write(view, out, written, reports.verify_command(out, base, [tuned], chosen), as_json=as_json, quiet=quiet)
 
 
@@ -166,9 +166,9 @@ def verify(
 
     Against its manifest; with base and adapter, every tensor is computed again and compared.
     """
+    session_of(context).settle()
     from wiseft_core.verification import verify as check
 
-    session_of(context).settle()
     source = None if base is None else checkpoint(base, flags.Chosen(weights, component, variant))
     with progress(f"checking {out.name}", quiet=quiet) as told:
         report = check(out, base=source, adapter=adapter or None, sample=sample, progress=told)
@@ -190,9 +190,9 @@ def demo(
 
     It gets a LoRA and a DoRA, is interpolated at 0, 0.5 and 1, and what is promised is checked.
     """
+    session_of(context).settle()
     from wiseft_core.cli.demo import run_demo
 
-    session_of(context).settle()
     shown = run_demo(out, quiet=quiet)
     if as_json:
         say_json(shown.as_dict())
@@ -213,13 +213,14 @@ def write_as(
     max_shard_size: str | None,
     copy_code: bool,
     threads: int | None,
+    memory: str | None,
     no_sync: bool,
     resume: bool,
     max_output: str | None,
 ) -> dict[str, Any]:
     """The options that say how outputs are written, as `save_checkpoint` and `save_sweep` take them."""
     layout = {"max_shard_size": max_shard_size, "copy_code": copy_code, "max_bytes": max_output}
-    return {**layout, "threads": threads, "sync": not no_sync, "resume": resume}
+    return {**layout, "threads": threads, "memory": memory, "sync": not no_sync, "resume": resume}
 
 
 def write(view: StateDict, out: Path, options: Mapping[str, Any], next_step: str, *, as_json: bool, quiet: bool) -> int:

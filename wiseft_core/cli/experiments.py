@@ -49,6 +49,7 @@ def sweep(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -72,14 +73,13 @@ def sweep(
     from wiseft_core.planning import plan as plan_of
 
     plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
-
+    session_of(context).settle()
     from wiseft_core.interpolation import sweep as views_of
     from wiseft_core.sweeping import save_sweep
 
-    session_of(context).settle()
     given = [combined(number, alpha_for or [], schedule) for number in alphas]
     views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
     begun = time.perf_counter()
     with progress(f"writing {out.name}", quiet=quiet) as told:
         report = save_sweep(
@@ -119,6 +119,7 @@ def combine(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -145,11 +146,11 @@ def combine(
             source, pairs, out, str(as_adapter), rank, extrapolate, sync=not no_sync, as_json=as_json, quiet=quiet
         )
 
+    session_of(context).settle()
     from wiseft_core.combination import combine as view_of
 
-    session_of(context).settle()
     view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
     next_step = reports.verify_command(out, base, [path for path, _ in pairs], chosen)
     return write(view, out, written, next_step, as_json=as_json, quiet=quiet)
 
@@ -175,10 +176,10 @@ def rescale(
     """Write an adapter to OUT that PEFT loads as the interpolated model."""
     given = alpha_of(context, alpha, alpha_for, schedule)
 
+    session_of(context).settle()
     from wiseft_core.adapters import save_adapter
     from wiseft_core.rescaling import rescale as rescaled
 
-    session_of(context).settle()
     tuned, chosen = named(adapter, adapter_name), flags.Chosen(weights, component, variant)
     source = None if base is None else checkpoint(base, chosen)
     report = save_adapter(rescaled(tuned, given, base=source, extrapolate=extrapolate), out, sync=not no_sync)

@@ -107,6 +107,10 @@ Tied = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="D", help="Where to compute: cpu, cuda:0, ...")]
 MaxShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Cut new shards of at most this size: 5GB.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that compute; the bits stay the same.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Use fewer threads where more memory than this were needed: 512MB."),
+]
 NoSync = Annotated[bool, typer.Option("--no-sync", help="Do not force the output to disk before it appears.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run of the same job was.")]
 MaxOutput = Annotated[str | None, typer.Option("--max-output", metavar="SIZE", help="Refuse to write more: 200GB.")]
