@@ -100,6 +100,14 @@ class AdapterConfig:
         mapping = self.fields.get("auto_mapping")
         return mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
 
+    @property
+    def trained_type(self) -> str | None:
+        """The model type that it was trained on, where PEFT wrote down the module of transformers that has it."""
+        mapping = self.fields.get("auto_mapping")
+        library = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
+        parts = library.split(".") if isinstance(library, str) else []
+        return parts[2] if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None
+
     def said(self, name: str) -> object:
         """What the config says of a field that changes numbers; None for nothing."""
         return self.options.get(name, getattr(self, name, None))

@@ -26,7 +26,7 @@ from wiseft_core.orientation import Orientation
 from wiseft_core.plans import StepSpec
 from wiseft_core.ruled import Placed
 from wiseft_core.types import TensorSpec
-from wiseft_core.vocabulary import is_resized
+from wiseft_core.vocabulary import is_of_vocabulary, is_resized
 
 INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
@@ -256,7 +256,8 @@ def _mismatch(
         f"{name} — the factors of {family} do not fit",
         expected=f"{wanted} for the base weight {list(weight)}",
         got=f"{got} in {listed(factors.values(), most=1)}",
-        hint="is this the base that the adapter was trained on? Was it saved whole, where its vocabulary was resized?",
+        hint="is this the base that the adapter was trained on?"
+        + (" A resized vocabulary must have been saved whole with it." if is_of_vocabulary(name) else ""),
     )
 
 
