@@ -21,6 +21,7 @@ from diffusion.models import (
 )
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers import CLIPTextModel
 
 from wiseft_core import interpolate, open_checkpoint, plan, save_checkpoint
 from wiseft_core.errors import ConfigError, MissingFactor, UnclaimedKey, WiseftError
@@ -273,6 +274,17 @@ def test_sdxl_with_two_text_encoders():
     kohya = convert_state_dict_to_kohya(states(models))
     assert {key.split("_")[1] for key in kohya} == {"unet", "te1", "te2"}
     same(interpolate(whole, kohya, 1.0), wanted)
+
+
+def test_a_pipelines_folder_with_a_file_of_kohyas(tmp_path, fused):
+    """Folder and file in, folder out: what diffusers loads from it is what it fuses itself."""
+    stable_diffusion(unet(), text_encoder()).save_pretrained(tmp_path / "pipeline")
+    save_file(convert_state_dict_to_kohya(states(adapter())), tmp_path / "kohya.safetensors")
+    save_checkpoint(interpolate(tmp_path / "pipeline", tmp_path / "kohya.safetensors", 1.0), tmp_path / "out")
+    for name, model in (("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
+        for key, value in model.from_pretrained(tmp_path / "out" / name).state_dict().items():
+            torch.testing.assert_close(value, fused[f"{name}.{key}"], rtol=ULP, atol=ULP)
+    assert not (tmp_path / "out" / "kohya.safetensors").exists()
 
 
 def test_parts_for_other_components_are_never_dropped_in_silence(tmp_path):
