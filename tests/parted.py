@@ -7,10 +7,9 @@ import torch
 from wiseft_core.bound import Bound, Part
 from wiseft_core.families import FAMILIES, Hyper
 from wiseft_core.landings import Cut
-from wiseft_core.plans import Binding, Piece, Plan
+from wiseft_core.plans import Binding, Piece, Plan, StepSpec
 from wiseft_core.sources import as_source
 from wiseft_core.statedict import StateDict
-from wiseft_core.steps import StepSpec
 from wiseft_core.types import TensorSpec
 
 

@@ -19,6 +19,7 @@ from wiseft_core.errors import (
     TiedEmbeddings,
     UnclaimedKey,
     UndecidableOrientation,
+    Unsupported,
     WiseftError,
 )
 from wiseft_core.types import TensorSpec
@@ -223,10 +224,14 @@ def test_tied_embeddings_are_refused(head, base_config, refused):
     assert caught.value.exit_code == 4
 
 
-def test_a_live_base_whose_names_share_memory_is_refused():
-    """Names that share their memory are tied, whatever they are called."""
-    base = {"a.weight": (6, 4), "b.weight": (6, 4)}
-    with pytest.raises(TiedEmbeddings, match="shares its memory"):
+def test_names_that_share_memory_are_tied():
+    """Whatever they are called: tuning one of them makes two tensors, or changes both names; of three it is refused."""
+    base = {"a.weight": (6, 4), "b.weight": (6, 4), "c.weight": (6, 4)}
+    apart = plan_of(base, lora("a", 6, 4), shared=[frozenset({"a.weight", "b.weight"})])
+    assert list(apart.bindings) == ["a.weight"] and not apart.alike
+    both = plan_of(base, lora("a", 6, 4), shared=[frozenset({"a.weight", "b.weight"})], tied="share")
+    assert list(both.bindings) == ["a.weight", "b.weight"] and both.alike == {"b.weight": "a.weight"}
+    with pytest.raises(Unsupported, match="more than two"):
         plan_of(base, lora("a", 6, 4), shared=[frozenset(base)])
 
 

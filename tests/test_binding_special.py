@@ -35,11 +35,13 @@ def test_another_kernel_is_a_shape_mismatch():
         plan_of({"c.weight": (6, 4, 5, 5)}, CONV)
 
 
-def test_attention_with_one_matrix_is_refused_by_name():
-    """nn.MultiheadAttention is recognised by its in_proj_weight."""
+def test_attention_with_one_matrix():
+    """Keys that name the attention change its in_proj_weight; those below its wrapper out_proj, and twice."""
     base = {"attn.in_proj_weight": (12, 4), "attn.out_proj.weight": (4, 4)}
-    with pytest.raises(Unsupported, match="MultiheadAttention"):
-        plan_of(base, lora("attn", 12, 4))
+    plan = plan_of(base, lora("attn", 12, 4) | lora("attn.base_layer.out_proj", 4, 4))
+    scales = {name: bound.steps[0].scale for name, bound in plan.bindings.items()}
+    assert scales == {"attn.in_proj_weight": 2.0, "attn.out_proj.weight": 4.0}
+    assert any("twice" in note for note in plan.notes)
 
 
 def test_token_rows_are_ascending_with_their_places():

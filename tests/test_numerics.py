@@ -326,6 +326,42 @@ def test_a_moved_product_is_exact_but_for_the_last_steps():
     assert torch.equal(weight, before[0]) and torch.equal(change, before[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rank", [1, 2, 16, 129, 520])
+@pytest.mark.parametrize("width", [1, 7, 16, 64, 333, 1024])
+def test_a_product_added_has_the_same_bits_for_any_threads_rows_and_layout(dtype, rank, width):
+    """A row's bits depend on the row, not on threads, neighbours or strides; nothing given is modified."""
+    draw = torch.Generator().manual_seed(rank * width)
+    base, left, right = (torch.randn(*s, generator=draw).to(dtype) for s in ((64, width), (64, rank), (rank, width)))
+    before = [given.clone() for given in (base, left, right)]
+    with threads(1):
+        whole = numerics.added(base, left, right, 1 / 3)
+    for count in (1, 2, 3):
+        with threads(count):
+            for rows in (1, 2, 7, 32, 64):
+                assert torch.equal(numerics.added(base[:rows], left[:rows], right, 1 / 3), whole[:rows])
+    turned = [given.t().contiguous().t() for given in (base, left, right)]
+    assert torch.equal(numerics.added(*turned, 1 / 3), whole)
+    assert all(map(torch.equal, before, (base, left, right)))
+    assert torch.equal(numerics.added(base, left, right, 1 / 3, own=True), whole)
+
+
+@pytest.mark.parametrize("width", [5, 16])
+def test_a_product_added_is_off_by_what_its_steps_round(width):
+    """At most (rank + 3) roundings of |W| + |c|·|B||A|, by fractions; at rank 0 it is the base."""
+    draw = torch.Generator().manual_seed(1)
+    shapes = ((3, width), (3, 200), (200, width))
+    base, left, right = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in shapes)
+    got, c = numerics.added(base, left, right, 1 / 3), Fraction(1 / 3)
+    for i in range(3):
+        for j in range(width):
+            terms = [c * Fraction(left[i, k].item()) * Fraction(right[k, j].item()) for k in range(200)]
+            exact = Fraction(base[i, j].item()) + sum(terms)
+            size = abs(Fraction(base[i, j].item())) + sum(map(abs, terms))
+            assert abs(Fraction(got[i, j].item()) - exact) <= 203 * size * Fraction(2) ** -53
+    assert torch.equal(numerics.added(base, left[:, :0], right[:0], 2.0), base)
+
+
 def test_product_of_rank_zero_is_zero():
     """An empty product is zero."""
     assert torch.equal(numerics.product(torch.empty(1, 0), torch.empty(0, 2)), torch.zeros(1, 2))

@@ -11,12 +11,14 @@ from folders import CONFIG, read_all, same_bits, tree, write_base
 from parted import full, lora, plan_of, union, view_of, whole
 from safetensors.torch import save_file
 
-from wiseft_core import errors, open_checkpoint, save_checkpoint
+from wiseft_core import errors, open_checkpoint, save_checkpoint, tasks, tiles
 from wiseft_core.combination import check_plain, check_resized
 from wiseft_core.comparison import compare, wanted
 from wiseft_core.evaluation import Metric
+from wiseft_core.jobs import plan_job
 from wiseft_core.landings import Cut
 from wiseft_core.plans import Piece
+from wiseft_core.store.files import FILES
 from wiseft_core.sweeping import save_sweep
 
 ALPHAS = [0.0, 0.3, 1.0]
@@ -115,11 +117,13 @@ def checkpoint(folder, tmp_path):
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_everything_on_disk(tmp_path, alpha):
-    """What is written is what the view gives, in the shards that the plan says, and any number of threads agree."""
+def test_everything_on_disk(tmp_path, alpha, monkeypatch):
+    """What is written is what the view gives, in the shards of the plan, whatever threads and tasks there are."""
+    monkeypatch.setattr(tiles, "TILE", 2 * WIDTH)
     tensors, source, tuned, plan = checkpoint("base", tmp_path)
     view = view_of(source, [(tuned, plan)], [alpha])
     for threads in (1, 2, 4):
+        monkeypatch.setattr(tasks, "CHUNK", 1 << 22 if threads == 1 else 1)  # then each tile is a task
         save_checkpoint(view, tmp_path / f"out{threads}", threads=threads)
     assert tree(tmp_path / "out1") == tree(tmp_path / "out2") == tree(tmp_path / "out4")
     read = read_all(tmp_path / "out1")
@@ -216,7 +220,11 @@ def test_a_shard_of_another_layer_is_no_copy_of_the_file(tmp_path):
     tensors = {"layers.0.w": random(4, 3), "layers.1.w": random(4, 3, seed=1)}
     source = open_checkpoint(write_base(tmp_path / "base", tensors, [["layers.0.w"], ["layers.1.w"]]))
     plan = plan_of(source, {}, sources={"layers.0.w": "layers.1.w", "layers.1.w": "layers.0.w"})
-    save_checkpoint(view_of(source, [({}, plan)], [0.5]), tmp_path / "out")
+    swapped, same = (view_of(source, [({}, one)], [0.5]) for one in (plan, plan_of(source, {})))
+    for view, files in (swapped, [None, None]), (same, list(source.files)):
+        job = plan_job({"": view}, None, None, False, FILES)
+        assert [job.file_like(shard) for shard in job.shards] == files
+    save_checkpoint(swapped, tmp_path / "out")
     read = read_all(tmp_path / "out")
     assert same_bits(read["layers.0.w"], tensors["layers.1.w"]) and same_bits(read["layers.1.w"], tensors["layers.0.w"])
 
@@ -245,6 +253,17 @@ def test_adapters_over_a_resized_tensor_are_refused():
         check_resized(view.bound)
     other = plan_of(base, {})
     check_resized(view_of(base, [(adapter, grown), (adapter, other)], [0.5, 0.5], plan=grown).bound)
+
+
+@pytest.mark.parametrize("steps", [[lora("a", "b", layout="embedding")], [full("v"), lora("a", "b")]])
+def test_rows_without_a_value_are_refused(steps):
+    """Rows that the base does not have need a saved value: nothing else says what they are."""
+    base = {"embed": random(9, WIDTH)}
+    adapter = {"a": random(2, 12), "b": random(WIDTH, 2), "v": random(12, WIDTH)}
+    rows = () if len(steps) == 1 else ((3, 10), (0, 1))
+    plan = plan_of(base, {"embed": (whole((12, WIDTH), *steps), *rows)}, shapes={"embed": (12, WIDTH)})
+    with pytest.raises(errors.Unsupported, match="rows that the base does not have"):
+        view_of(base, [(adapter, plan)], [0.5])["embed"]
 
 
 def test_only_whole_weights_become_one_adapter():

@@ -146,7 +146,7 @@ def counting(calls):
         calls.append(1)
         return weight.delta(factors, hyper)
 
-    counted = {**lora.parameters, "weight": weight._replace(delta=delta)}
+    counted = {**lora.parameters, "weight": weight._replace(delta=delta, product=None)}
     return {**FAMILIES, "lora": lora._replace(parameters=counted)}
 
 

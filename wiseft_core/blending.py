@@ -18,7 +18,7 @@ from torch import Tensor
 from wiseft_core import numerics
 from wiseft_core.errors import NotFinite
 from wiseft_core.spans import Place, Span, index_at
-from wiseft_core.tiles import Numbers, Step, Tile, delta_values, tuned_values
+from wiseft_core.tiles import Numbers, Step, Tile, delta_values, thin_product, tuned_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,11 @@ def tile_values(
         moves = [
             _move(term, weight, span) if any(share[at] for share in shares) else None for at, term in enumerate(terms)
         ]
-        return [
-            numerics.finish(_blend(weight, moves, share), stored, numbers.output, overflow=numbers.overflow, name=name)
-            for share in shares
-        ]
+        results: list[Tensor] = []
+        for at, share in enumerate(shares, start=1):
+            values = _blend(weight, moves, share, own=at == len(shares))
+            results.append(numerics.finish(values, stored, numbers.output, overflow=numbers.overflow, name=name))
+        return results
     except NotFinite as error:
         if name not in error.where:
             error.where = f"{name} — {error.where}"
@@ -120,15 +121,57 @@ def tile_change(span: Span, stored: Tensor, terms: Sequence[Term], share: Share,
     """
     weight = numerics.widen(stored.to(numbers.device), numbers.compute)
     pairs = [(_move(term, weight, span), alpha) for term, alpha in zip(terms, share, strict=True)]
-    shifts = [_shift(weight, move, alpha) for move, alpha in pairs if move is not None]
+    shifts = [move.shift(weight, alpha) for move, alpha in pairs if move is not None]
     return numerics.ordered_sum(shifts) if shifts else weight.zero_()
 
 
-class _Move(NamedTuple):
-    """What a term makes of a tile: the difference D with its scale, or tuned values."""
+class _Tuned(NamedTuple):
+    """What a term makes of a tile: tuned values."""
 
     values: Tensor
-    scale: float | None
+
+    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
+        """The weight with that share of it; the weight itself may become it, where nobody needs that any more."""
+        return numerics.mix(weight, self.values, alpha)
+
+    def shift(self, weight: Tensor, alpha: float) -> Tensor:
+        """alpha·(W_tuned - W)."""
+        return (self.values - weight).mul_(alpha)
+
+
+class _Delta(NamedTuple):
+    """The same, for W_tuned = W + s·D."""
+
+    values: Tensor
+    scale: float
+
+    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
+        """The weight with that share of it."""
+        return numerics.moved(weight, self.values, self.scale * alpha)
+
+    def shift(self, weight: Tensor, alpha: float) -> Tensor:
+        """alpha·(W_tuned - W)."""
+        return self.values * (self.scale * alpha)
+
+
+class _Thin(NamedTuple):
+    """The same, for a D that is a product and is not formed: left·right, as stored."""
+
+    left: Tensor
+    right: Tensor
+    scale: float
+
+    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
+        """The weight with that share of it."""
+        flat = weight.view(len(self.left), -1)
+        return numerics.added(flat, self.left, self.right, self.scale * alpha, own=own).reshape(-1)
+
+    def shift(self, weight: Tensor, alpha: float) -> Tensor:
+        """alpha·(W_tuned - W)."""
+        return numerics.product(self.left, self.right).reshape(-1).mul_(self.scale * alpha)
+
+
+_Move = _Tuned | _Delta | _Thin
 
 
 def _move(term: Term, flat: Tensor, span: Span) -> _Move | None:
@@ -141,8 +184,9 @@ def _move(term: Term, flat: Tensor, span: Span) -> _Move | None:
     if term.rows is not None:
         return _move_rows(steps, term.rows, weight, tile)
     if len(steps) > 1 or steps[0].change.delta is None:
-        return _Move(tuned_values(weight, tile, steps).view(-1), None)
-    return _Move(delta_values(steps[0], weight, tile).view(-1), steps[0].hyper.scale)
+        return _Tuned(tuned_values(weight, tile, steps).view(-1))
+    thin, scale = thin_product(steps[0], weight, tile), steps[0].hyper.scale
+    return _Delta(delta_values(steps[0], weight, tile).view(-1), scale) if thin is None else _Thin(*thin, scale)
 
 
 def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Tensor, tile: Tile) -> _Move | None:
@@ -157,24 +201,16 @@ def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Tensor, tile:
         part = Tile(start, start + width, row, row + 1, tile.left, tile.right)
         at = slice(row - tile.top, row - tile.top + 1)
         tuned[at] = tuned_values(weight[at], part, steps, entry)
-    return _Move(tuned.view(-1), None)
+    return _Tuned(tuned.view(-1))
 
 
-def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share) -> Tensor:
-    """The values of a tile for one share, not rounded yet."""
+def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share, *, own: bool) -> Tensor:
+    """The values of a tile for one share, not rounded yet; they may take the weight's place if it is `own`."""
     active = [(move, alpha) for move, alpha in zip(moves, share, strict=True) if move is not None and alpha]
     if not active:
         return weight
     if len(active) > 1:
-        return numerics.moved(weight, numerics.ordered_sum([_shift(weight, *each) for each in active]), 1.0)
-    (move, alpha) = active[0]
-    if move.scale is None:
-        return numerics.mix(weight, move.values, alpha)
-    return numerics.moved(weight, move.values, move.scale * alpha)
-
-
-def _shift(weight: Tensor, move: _Move, alpha: float) -> Tensor:
-    """alpha·(W_tuned - W) of one term."""
-    if move.scale is None:
-        return (move.values - weight).mul_(alpha)
-    return move.values * (move.scale * alpha)
+        shifts = [move.shift(weight, alpha) for move, alpha in active]
+        return numerics.moved(weight, numerics.ordered_sum(shifts), 1.0)
+    ((move, alpha),) = active
+    return move.onto(weight, alpha, own=own)

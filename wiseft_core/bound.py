@@ -6,7 +6,6 @@ depends on it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,14 +15,13 @@ from torch import Tensor
 
 from wiseft_core import dtypes, numerics
 from wiseft_core.blending import Each, Share, Term, tile_change, tile_values
-from wiseft_core.cutting import Packed, read_step, whole
-from wiseft_core.errors import DtypeMismatch, Unsupported, WiseftError
+from wiseft_core.cutting import Packed, extended, read_step, shifted, whole
+from wiseft_core.errors import DtypeMismatch, Unsupported, WiseftError, listed
 from wiseft_core.families import Change, Family
 from wiseft_core.layouts import matrix_shape
-from wiseft_core.plans import Binding, Piece, Plan, new_twice
+from wiseft_core.plans import Binding, Piece, Plan, StepSpec, new_twice
 from wiseft_core.sources import Memory, Source
 from wiseft_core.spans import Place, Span, runs, united
-from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import Numbers, Read, Step, measured, not_finite
 
 
@@ -110,6 +108,11 @@ class Bound:
         source, key = self.source(name)
         return not any(share) and source.specs[key] == self.plan.outputs[name]
 
+    def is_grown(self, name: str) -> bool:
+        """Whether tuning has made a tensor larger than the base has it."""
+        source, key = self.source(name)
+        return source.specs[key].numel < self.plan.outputs[name].numel
+
     def spans(self, name: str, shares: Sequence[Share]) -> tuple[Span, ...]:
         """The elements of a tensor that differ from its source's bytes in any of the results."""
         (source, key), output = self.source(name), self.plan.outputs[name]
@@ -137,15 +140,14 @@ class Bound:
         read: Read = partial(extended, source, key)
         bindings = [self.parts[at].plan.bindings[name] for at in active]
         # Tiles that suit several matrices, or end where the base does, may hold less than whole rows of one.
-        gridded = len({places(binding) for binding in bindings}) < 2 and known >= math.prod(shape)
+        gridded = len({places(binding) for binding in bindings}) < 2 and not self.is_grown(name)
         terms = [self._term(self.parts[at], name, read, numbers, gridded=gridded) for at in active]
         kept = tuple(tuple(share[at] for at in active) for share in shares)
         return Prepared(name, shape, read, tuple(terms), kept, self.spans(name, shares), known, numbers)
 
     def _active(self, name: str, shares: Sequence[Share]) -> list[int]:
         """The parts that have a share in any of the results, or bring rows that the base does not have."""
-        source, key = self.source(name)
-        grown = source.specs[key].numel < self.plan.outputs[name].numel
+        grown = self.is_grown(name)
         columns = enumerate(zip(*shares, strict=True))
         return [at for at, column in columns if any(column) or (grown and name in self.parts[at].plan.bindings)]
 
@@ -153,6 +155,13 @@ class Bound:
         """What one adapter does to one tensor."""
         binding = part.plan.bindings[name]
         pieces = [piece for piece in binding.pieces if 0 not in piece.shape]
+        if self.is_grown(name) and (binding.rows or any(self.change(one.steps[0]).value is None for one in pieces)):
+            raise Unsupported(
+                f"{name} — rows that the base does not have, and not all of them are saved with the adapter",
+                expected="the whole resized tensor in the adapter",
+                got=f"{listed(dict.fromkeys(step.family for step in binding.steps))}",
+                hint="resize the base's vocabulary first, or save the adapter with save_embedding_layers=True",
+            )
 
         def steps(at: int) -> tuple[Step, ...]:
             return self.steps(part, binding, pieces[at], read, numbers, gridded=gridded)
@@ -269,18 +278,6 @@ def spans_of(binding: Binding) -> Iterator[Span]:
     else:
         _, width = matrix_shape(binding.spec.shape)
         yield from (Span(row * width, (row + 1) * width) for row in binding.rows)
-
-
-def shifted(read: Read, offset: int) -> Read:
-    """A reader of what lies behind an offset."""
-    return lambda start, stop: read(offset + start, offset + stop)
-
-
-def extended(source: Source, key: str, start: int, stop: int) -> Tensor:
-    """Elements [start, stop) of a tensor, 0 where it ends before."""
-    known = source.specs[key].numel
-    stored = source.read(key, min(start, known), min(stop, known))
-    return stored if stop <= known else torch.cat([stored, stored.new_zeros(stop - max(start, known))])
 
 
 def _other_copy(key: str, used: str) -> DtypeMismatch:

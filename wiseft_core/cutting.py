@@ -10,14 +10,15 @@ from functools import partial
 from threading import Lock
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from wiseft_core.errors import Unsupported
 from wiseft_core.families import Change
 from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import LAYOUTS, matrix_shape
+from wiseft_core.plans import StepSpec
 from wiseft_core.sources import Source
-from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import Numbers, Read, Step, factor_matrix
 
 KEPT: Final = 2
@@ -149,3 +150,15 @@ def _read(source: Source, key: str, offset: int, start: int, stop: int) -> Tenso
 def _taken(values: Tensor, start: int, stop: int) -> Tensor:
     """Elements [start, stop) of a tensor of one axis."""
     return values[start:stop]
+
+
+def shifted(read: Read, offset: int) -> Read:
+    """A reader of what lies behind an offset."""
+    return lambda start, stop: read(offset + start, offset + stop)
+
+
+def extended(source: Source, key: str, start: int, stop: int) -> Tensor:
+    """Elements [start, stop) of a tensor, 0 where it ends before."""
+    known = source.specs[key].numel
+    stored = source.read(key, min(start, known), min(stop, known))
+    return stored if stop <= known else torch.cat([stored, stored.new_zeros(stop - max(start, known))])

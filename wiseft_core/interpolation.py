@@ -48,7 +48,8 @@ def interpolate(
         other is copied.
     Args:
         base: A mapping of names to tensors or numpy arrays (a live `state_dict()` too), a `Checkpoint`, or a path.
-        adapter: The same with PEFT's keys as saved or live, an `Adapter`, a path, or a full checkpoint.
+        adapter: The same with PEFT's keys as saved or live, or those of diffusers, kohya or LyCORIS; an `Adapter`, a
+            path, or a full checkpoint.
         alpha: A number; a function of the name, such as `schedules.by_depth` makes; or a mapping of names or glob
             patterns to either. Finite, in [0, 1].
         config: The adapter's config: an `AdapterConfig`, the dict of adapter_config.json, `peft_config.to_dict()`, or
@@ -83,7 +84,7 @@ def interpolate(
                 [2., 2., 2.]])
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     bound = bound_of(
         source,
         [tuned],
@@ -120,7 +121,7 @@ def bound_of(
         with of_adapter(number, len(tuned)):
             plans.append(bind_sources(source, one, **options))
     if len({frozenset(plan.sources.items()) for plan in plans}) > 1:  # one of them takes a tie apart: all must
-        plans = [bind_sources(source, one, apart=True, **options) for one in tuned]
+        plans = [bind_sources(source, one, **options, apart=True) for one in tuned]
     place = _place(device)
     check_numbers(compute_dtype, overflow)
     parts = tuple(Part(one.source, plan, one.config_bytes) for one, plan in zip(tuned, plans, strict=True))

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -18,19 +19,29 @@ from torch import Tensor
 from wiseft_core import dtypes
 from wiseft_core.bound import Bound
 from wiseft_core.errors import CheckpointError, ConfigError, NotFinite, listed
-from wiseft_core.record import sources
+from wiseft_core.record import folder_of, sources
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike, Memory, Source, as_source
 from wiseft_core.statedict import StateDict
-from wiseft_core.store.checkpoint import Checkpoint
+from wiseft_core.store.checkpoint import CONFIG_FILE, Checkpoint
 from wiseft_core.store.files import Files, read_file
+from wiseft_core.store.locate import stem_of
 from wiseft_core.store.reader import TensorFile
-from wiseft_core.store.shards import Shard, index_bytes, index_still_right, keep_shards, parse_size, split_shards
+from wiseft_core.store.shards import (
+    Shard,
+    by_component,
+    index_bytes,
+    index_still_right,
+    keep_shards,
+    parse_size,
+    split_shards,
+)
 from wiseft_core.store.sidecars import Sidecars, plan_sidecars
 from wiseft_core.store.strict_json import as_mapping, read_json
 from wiseft_core.store.writer import digest_file
+from wiseft_core.types import TensorSpec
 
-INDEX_FILE: Final = "model.safetensors.index.json"
+INDEX_SUFFIX: Final = ".safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +54,30 @@ class Job:
         shards: The files of weights of each output.
         like: The checkpoint whose layout is followed.
         sidecars: The files that go along.
-        index: The content of the index, if there is one.
+        indexes: The content of each index, by its name in the output: of a pipeline, each component may have one.
     """
 
     views: Mapping[str, StateDict | Source]
     shards: tuple[Shard, ...]
     like: Checkpoint | None
     sidecars: Sidecars
-    index: bytes | None
+    indexes: Mapping[str, bytes]
 
     @property
     def view(self) -> StateDict | Source:
         """Any of the views, for what is the same in all."""
         return next(iter(self.views.values()))
+
+    @property
+    def config_files(self) -> frozenset[str]:
+        """The names that the config of a model has in the output: of a pipeline, of each component."""
+        components = self.like.components if self.like is not None else ()
+        return frozenset(f"{component}/{CONFIG_FILE}" for component in components) or frozenset({CONFIG_FILE})
+
+    def replacement(self, name: str, source: Path) -> bytes | None:
+        """What a file beside the weights becomes in the output, None where its bytes stay."""
+        component = name.rpartition("/")[0]
+        return new_config(source, self.view, component) if name in self.config_files else None
 
     def inputs(self) -> list[Checkpoint]:
         """Every checkpoint on disk that is read from."""
@@ -120,36 +142,70 @@ def plan_job(
             )
         shards = keep_shards([(file.name, file.header) for file in model.files], specs, homes)
     else:
-        metadata = model.metadata() if model is not None else {"format": "pt"}
         limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
-        shards = split_shards(specs, max_shard_size=limit, metadata=metadata)
-    taken = [*(file.name for file in model.files), *filter(None, [model.index_name])] if model is not None else []
+        shards = _fresh(specs, model, limit)
+    taken = [*(file.name for file in model.files), *model.indexes] if model is not None else []
     sidecars = plan_sidecars(
         model.folder if model is not None else None,
         [] if bound is None else adapter_folders(bound),
         copy_code=copy_code,
         taken=taken,
         files=files,
+        pipeline=model is not None and bool(model.components),
     )
     kept = {folder: view if isinstance(view, StateDict) else source for folder, view in views.items()}
-    return Job(kept, shards, model, sidecars, _index(shards, model, files))
+    return Job(kept, shards, model, sidecars, _indexes(shards, model, files))
+
+
+def _fresh(specs: Mapping[str, TensorSpec], model: Checkpoint | None, limit: int | None) -> tuple[Shard, ...]:
+    """New shards, named as the model's files are, and of a pipeline in the folder of each component."""
+    if model is None:
+        return split_shards(specs, max_shard_size=limit, metadata={"format": "pt"})
+    found = list[Shard]()
+    for component, own in by_component(specs, model.components).items() if model.components else [("", specs)]:
+        first = next(file for file in model.files if not component or file.name.startswith(f"{component}/"))
+        found += split_shards(
+            own,
+            max_shard_size=limit,
+            stem=stem_of(first.name),
+            metadata=first.header.metadata,
+            component=component,
+        )
+    return tuple(found)
 
 
 def adapter_folders(bound: Bound) -> list[Path]:
-    """The folders of the adapters that were opened from disk."""
-    return [part.adapter.path.parent for part in bound.parts if isinstance(part.adapter, Checkpoint)]
+    """The folders of the adapters that were opened from disk, of those that have one for themselves."""
+    return [folder for part in bound.parts if (folder := folder_of(part.adapter)) is not None]
 
 
-def _index(shards: Sequence[Shard], like: Checkpoint | None, files: Files) -> bytes | None:
-    """The index of the output: the followed one's own bytes where they are still right, None for a single file."""
-    if like is None or like.index_name is None:
-        return index_bytes(shards, {}) if len(shards) > 1 else None
-    if like.folder is not None and index_still_right([(file.name, file.header) for file in like.files], shards):
-        return read_file(like.folder / like.index_name, files)
-    gained = sum(len(shard.header.specs) for shard in shards) != len(like.specs)
+def _indexes(shards: Sequence[Shard], like: Checkpoint | None, files: Files) -> dict[str, bytes]:
+    """The indexes of the output: the followed one's own bytes where they are still right, none for a single file."""
+    found = dict[str, bytes]()
+    for folder, group in groupby(shards, lambda shard: _folder(shard.name)):
+        own = list(group)
+        name = next((name for name in like.indexes if _folder(name) == folder), None) if like is not None else None
+        if like is not None and name is not None:
+            found[name] = _index(name, own, like, files)
+        elif len(own) > 1:
+            found[f"{folder}{stem_of(own[0].name)}{INDEX_SUFFIX}"] = index_bytes(own, {})
+    return found
+
+
+def _index(name: str, shards: Sequence[Shard], like: Checkpoint, files: Files) -> bytes:
+    """The content of an index that the followed checkpoint has too, over the shards beside it."""
+    before = [(file.name, file.header) for file in like.files if _folder(file.name) == _folder(name)]
+    if like.folder is not None and index_still_right(before, shards):
+        return read_file(like.folder / name, files)
+    gained = sum(len(shard.header.specs) for shard in shards) != sum(len(header.specs) for _, header in before)
     # transformers' count of parameters is theirs to make: it is kept only while it is still right.
-    kept = {key: value for key, value in like.index_metadata.items() if not (gained and key == "total_parameters")}
+    kept = {key: value for key, value in like.indexes[name].items() if not (gained and key == "total_parameters")}
     return index_bytes(shards, kept)
+
+
+def _folder(name: str) -> str:
+    """What stands before a file's own name: nothing, or the component's folder."""
+    return name[: name.rfind("/") + 1]
 
 
 def check_size(job: Job, limit: int | str | None, *, outputs: int = 1) -> None:
@@ -167,11 +223,9 @@ def check_size(job: Job, limit: int | str | None, *, outputs: int = 1) -> None:
 
 def digests_beside(job: Job, files: Files) -> dict[str, str]:
     """The digest that index and sidecar files would have, by file name."""
-    digests = {}
-    if job.index is not None:
-        digests[index_name(job)] = blake3(job.index).hexdigest()
+    digests = {name: blake3(content).hexdigest() for name, content in job.indexes.items()}
     for name, source in job.sidecars.copies:
-        replace = new_config(source, job.view) if name == "config.json" else None
+        replace = job.replacement(name, source)
         descriptor = files.open_read(source)
         try:
             size = files.identity(descriptor)[2]
@@ -182,14 +236,11 @@ def digests_beside(job: Job, files: Files) -> dict[str, str]:
     return digests
 
 
-def index_name(job: Job) -> str:
-    """The file name of the output's index."""
-    return job.like.index_name if job.like is not None and job.like.index_name else INDEX_FILE
-
-
-def new_config(source: Path, view: StateDict | Source) -> bytes | None:
+def new_config(source: Path, view: StateDict | Source, component: str = "") -> bytes | None:
     """config.json with the dtype that was asked for and what the plan changes, None where its bytes stay."""
     asked, edits = (view.bound.output_dtype, view.plan.config) if isinstance(view, StateDict) else (None, {})
+    prefix = f"{component}." if component else ""
+    edits = {path.removeprefix(prefix): value for path, value in edits.items() if path.startswith(prefix)}
     if asked is None and not edits:
         return None
     config = dict(as_mapping(read_json(source), str(source)))

@@ -80,7 +80,8 @@ class _Work:
             files.rename(self.folder, place)
             touched = view.plan.bindings.keys() if isinstance(view, StateDict) else frozenset()
         else:
-            files.make_folders(place)
+            for below in dict.fromkeys((place / shard.name).parent for shard in self._job.shards):
+                files.make_folders(below)
         self._now = folder
         targets = [
             [Target(self._open(shard, touched), view)]
@@ -95,7 +96,7 @@ class _Work:
     def _open(self, shard: Shard, touched: Set[str] | None) -> ShardWriter:
         """A new shard, or one to write some tensors of again."""
         if touched is None:
-            return ShardWriter(self.folder / shard.name, shard.header, self._run.files)
+            return ShardWriter(self.folder / shard.name, shard.header, self._run.files, digested=False)
         return ShardWriter.again(self.folder / shard.name, shard.header, self._run.files, touched)
 
     def _fill(self, targets: list[list[Target]], touched: Set[str] | None) -> None:
@@ -108,11 +109,18 @@ class _Work:
 
     def _write_beside(self) -> dict[str, tuple[int, str]]:
         """Put the files beside the weights there, and nothing else: an evaluation may have left or changed some."""
-        files, shards = self._run.files, {shard.name for shard in self._job.shards}
-        for entry in files.list_folder(self.folder):
-            if entry not in shards:
-                files.remove(self.folder / entry)
+        self._clear("")
         return write_beside(self._job, self.folder, self._run)
+
+    def _clear(self, below: str) -> None:
+        """Remove everything in a folder but the shards, which of a pipeline lie in folders of their own."""
+        shards = [shard.name for shard in self._job.shards]
+        for entry in self._run.files.list_folder(self.folder / below):
+            name = below + entry
+            if any(shard.startswith(f"{name}/") for shard in shards):
+                self._clear(f"{name}/")
+            elif name not in shards:
+                self._run.files.remove(self.folder / name)
 
     def check(self) -> None:
         """Refuse to go on where somebody else has written to the weights."""
@@ -125,20 +133,27 @@ class _Work:
             )
 
     def _look(self) -> dict[str, tuple[int, ...]]:
-        """Inode, size and times of each shard."""
-        seen = {shard.name: self._run.files.status(self.folder / shard.name) for shard in self._job.shards}
-        return {
+        """Inode, size and times of each shard; and the folders that they lie in, for which a link is no substitute."""
+        status, names = self._run.files.status, [shard.name for shard in self._job.shards]
+        seen = {name: status(self.folder / name) for name in names}
+        found = {
             name: (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns)
             for name, one in seen.items()
             if one is not None
         }
+        folders = {name.rpartition("/")[0] for name in names}
+        places = {name: status(self.folder / name, follow=False) for name in folders}
+        return found | {f"{name}/": (one.st_ino,) for name, one in places.items() if one is not None}
 
     def finish(self) -> dict[str, int]:
         """Make it a whole output with its manifest, without what an evaluation left in it; the size of each file."""
         files, sync = self._run.files, self._run.sync
         writers = [ShardWriter.again(self.folder / one.name, one.header, files, ()) for one in self._job.shards]
         try:
-            written = {writer.path.name: (writer.header.size, writer.finish(sync)) for writer in writers}
+            written = {
+                str(writer.path.relative_to(self.folder)): (writer.header.size, writer.finish(sync))
+                for writer in writers
+            }
         finally:
             for writer in writers:
                 writer.abort()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wiseft_core.dtypes import TORCH_DTYPES, dtype_name
 from wiseft_core.errors import ConfigError, NotFinite, show
+from wiseft_core.rounding import to_bfloat16, to_odd
 from wiseft_core.types import FLOATS
 
 LARGEST: Final[Mapping[torch.dtype, float]] = {
@@ -30,10 +31,8 @@ _BITS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _POLICIES: Final = ("error", "saturate")
 _BLOCK = 1024
 _CHUNK = 128
-_FEW = 16
-_HALF = -(2**15)
+_WIDE = 2**15
 _TIE_E4M3 = 464.0  # halfway from the largest, 448, which is even, to where the next number would be
-_LOW_38 = 2**38 - 1
 
 
 def widen(stored: Tensor, compute: torch.dtype) -> Tensor:
@@ -73,51 +72,11 @@ def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
         return values.to(dtype)
     if values.dtype == torch.float64:
         if dtype == torch.bfloat16 and values.is_cpu:
-            return _round_bf16(values)
-        values = _round_to_odd(values)
+            return to_bfloat16(values)
+        values = to_odd(values)
     if dtype == torch.float8_e4m3fn:  # torch's own answer to overflow has changed between releases
         values = values.float().clamp(-LARGEST[dtype], LARGEST[dtype])
     return values.to(dtype)
-
-
-def _round_to_odd(values: Tensor) -> Tensor:
-    """float64 cut to 15 significant bits, the last one sticky: never a number of a target dtype, nor a midpoint.
-
-    So the casts through float32 that follow cannot be misled. Boldo & Melquiond 2008, "Emulation of FMA and correctly
-    rounded sums: proved algorithms using rounding to odd"; 38 bits suit all four narrow dtypes.
-    """
-    bits = values.view(torch.int64)
-    odd = bits & _LOW_38
-    odd += _LOW_38
-    odd |= bits
-    odd &= ~_LOW_38
-    return odd.view(torch.float64)
-
-
-def _round_bf16(values: Tensor) -> Tensor:
-    """float64 to bfloat16 through float32, repaired where the float32 lies on a midpoint and the float64 beside it.
-
-    A midpoint's low half word is 0x8000, the least int16. Random values have one in 65536, so those are repaired one by
-    one; where there are many, all are rounded again. numpy, because its small calls are cheap and its argmin is fast.
-    """
-    flat = values.reshape(-1)
-    single = flat.float()
-    rounded = single.bfloat16()
-    exact, through, bits = flat.numpy(), single.numpy(), rounded.view(torch.int16).numpy()
-    halves = through.view(np.int16)
-    at = 0
-    for _ in range(_FEW):
-        if at == len(halves):
-            return rounded.view(values.shape)
-        at += int(halves[at:].argmin())
-        if halves[at] != _HALF:
-            return rounded.view(values.shape)
-        element = at // 2
-        distance = abs(float(exact[element])) - abs(float(through[element]))
-        if at % 2 == 0 and distance != 0 and not math.isnan(distance):
-            bits[element] = halves[at + 1] + (distance > 0)
-        at += 1
-    return _round_to_odd(values).bfloat16()
 
 
 def finish(values: Tensor, stored: Tensor, dtype: torch.dtype, *, overflow: str, name: str) -> Tensor:
@@ -227,6 +186,30 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         part = slice(start, start + _CHUNK)
         total.addmm_(left[:, part].contiguous(), right[part].contiguous(), beta=int(start > 0))
     return total[:out, :width]
+
+
+def added(base: Tensor, left: Tensor, right: Tensor, c: float, *, own: bool = False) -> Tensor:
+    """base + (c · left) @ right, summed onto the base: a third less work than `moved` with a `product`.
+
+    Its bits are a function of the operands' values and of the width alone. BLAS treats the edges of a matrix by other
+    means: rows are padded, and where that is dear, or the width is no multiple of 16, or in float32, it is `moved`
+    after all.
+
+    Shapes:
+        base (out, in), which may be modified, and returned, if it is the caller's `own`; left (out, rank); right
+            (rank, in). Returns (out, in).
+    """
+    (rank, width), rows = right.shape, len(base)
+    if rank == 0 or width % 16 or width > _WIDE or base.dtype != torch.float64:
+        return moved(base, product(left, right), c)
+    total, scaled = base, _pad(left * c, -rows % 8, 0)
+    if not own or len(scaled) > rows:
+        total = base.new_empty(len(scaled), width)
+        total[:rows], total[rows:] = base, 0
+    for start in range(0, rank, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        total.addmm_(scaled[:, part].contiguous(), right[part].contiguous())
+    return total[:rows]
 
 
 def moved(base: Tensor, delta: Tensor, c: float) -> Tensor:

@@ -17,12 +17,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from wiseft_core import executors
+from wiseft_core.budget import threads_within
 from wiseft_core.errors import CheckpointError, NotFinite
 from wiseft_core.executors import Task
-from wiseft_core.jobs import Job, check_size, digests_beside, index_name, new_config, plan_job, report_of
+from wiseft_core.jobs import Job, check_size, digests_beside, plan_job, report_of
 from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike
+from wiseft_core.statedict import StateDict
 from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
@@ -47,6 +49,17 @@ class Run(NamedTuple):
         """With as many threads as there are processors, where none are given."""
         return cls(files, threads or executors.default_threads(), progress, sync)
 
+    def within(self, memory: int | str | None, job: Job) -> Run:
+        """With no more threads than a budget of memory allows.
+
+        Raises:
+            ConfigError: It is too small for one.
+        """
+        if memory is None:
+            return self
+        bounds = [view.bound for view in job.views.values() if isinstance(view, StateDict)]
+        return self._replace(threads=threads_within(memory, self.threads, bounds[:1], len(job.views)))
+
 
 def save_checkpoint(
     state_dict: Mapping[str, Tensor],
@@ -60,6 +73,7 @@ def save_checkpoint(
     sync: bool = True,
     resume: bool = False,
     max_bytes: int | str | None = None,
+    memory: int | str | None = None,
 ) -> Report:
     """Write weights as a folder of safetensors files, complete or not at all.
 
@@ -80,12 +94,14 @@ def save_checkpoint(
             have their digest still are not computed again. A finished output of the same job, compared with it byte for
             byte, is left as it is.
         max_bytes: Refuse, before anything is written, an output with more bytes of weights than this ("200GB").
+        memory: Use fewer threads where the process would need more resident memory than this ("512MB"), which
+            includes what it has now. The bits do not depend on it.
     Returns:
         What was written, and which files beside the base were left out.
     Raises:
         CheckpointError: `path` is not absent or empty, or overlaps an input.
         ConfigError: What is to be resumed is another job (another input, alpha, policy or version), or the output would
-            be larger than `max_bytes`.
+            be larger than `max_bytes`, or one thread needs more than `memory`.
         Fault: The operating system failed a call: no space, no permission, an I/O error. No output is left.
         InputChanged: An input changed while it was read. No output is left.
         Locked: Another process writes to the same output.
@@ -94,6 +110,7 @@ def save_checkpoint(
     out, run = Path(path), Run.of(FILES, threads, progress, sync)
     job = plan_job({"": state_dict}, like, max_shard_size, copy_code, run.files)
     check_size(job, max_bytes)
+    run = run.within(memory, job)
     if is_finished(job, out, run, resume=resume):
         return report_of(job, out, {}, "this job is finished already: nothing was written")
     with staging_for(job, out, run, resume=resume) as staging:
@@ -172,8 +189,9 @@ def write_outputs(job: Job, staging: Staging, run: Run) -> dict[str, Written]:
 def _write_shards(job: Job, staging: Staging, run: Run) -> dict[str, dict[str, tuple[int, str]]]:
     """Write every shard that is not finished; size and digest of each, by folder and file name."""
     digests, targets = dict(staging.finished), list[list[Target]]()
-    for folder in filter(None, job.views):
-        run.files.make_folders(staging.folder / folder)
+    for place in dict.fromkeys(Path(view, shard.name).parent for view in job.views for shard in job.shards):
+        if place != Path():
+            run.files.make_folders(staging.folder / place)
     try:
         # All space is reserved before anything is computed, so that a full disk is met first.
         for shard in job.shards:
@@ -225,10 +243,9 @@ def run_tasks(
 def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]:
     """Write index and sidecar files; size and digest of each, by file name."""
     written = {}
-    if job.index is not None:
-        name = index_name(job)
-        written[name] = (len(job.index), write_file(folder / name, job.index, run.files, run.sync))
+    for name, content in job.indexes.items():
+        written[name] = (len(content), write_file(folder / name, content, run.files, run.sync))
     for name, source in job.sidecars.copies:
-        replace = new_config(source, job.view) if name == "config.json" else None
+        replace = job.replacement(name, source)
         written[name] = copy_sidecar(source, folder / name, run.files, run.sync, replace)
     return written

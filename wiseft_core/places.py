@@ -6,25 +6,14 @@ must agree on every byte. What merely looks alike is suggested in a refusal, and
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import (
-    AmbiguousName,
-    UnclaimedKey,
-    Unsupported,
-    WiseftError,
-    listed,
-)
-from wiseft_core.landings import Astray, Landed, land
-from wiseft_core.layouts import Shape
+from wiseft_core.errors import AmbiguousName, WiseftError, listed
 from wiseft_core.naming.links import Link
-from wiseft_core.naming.prefix import EXACT, Rule, nearest_rule, rules, suggestions
+from wiseft_core.naming.prefix import nearest_rule, rules
+from wiseft_core.ruled import Placed, Placement, Ruled, is_unnamed, no_place, plausible
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 from wiseft_core.views import View
@@ -37,55 +26,6 @@ TASK_HEADS: Final[Mapping[str, tuple[str, ...]]] = {
 """Heads that PEFT saves for these task types without listing them in modules_to_save."""
 SUGGESTED: Final = 5
 """How many of the sites without a place are told the nearest names: it is slow where there are many."""
-IN_PROJ: Final = "in_proj_weight"
-"""The one matrix that torch's attention has for queries, keys and values."""
-
-
-class Placed(NamedTuple):
-    """A site with its place.
-
-    Attributes:
-        site: The site.
-        landed: The shape of the weight that its factors change, and the runs that hold it.
-        packed: Whether its factors pack the matrices of a stack.
-        leaf: The parameter's own name, where the site's keys name its module alone.
-    """
-
-    site: Site
-    landed: Landed
-    packed: bool = False
-    leaf: str = ""
-
-    @property
-    def name(self) -> str:
-        """The base tensor that it lands on, the first of them."""
-        return self.landed.landings[0].name
-
-    @property
-    def path(self) -> str:
-        """What the patterns of a config are matched against: the module's path, or the parameter's."""
-        return f"{self.site.module}.{self.leaf}" if self.leaf else self.site.module
-
-    def unpacked(self, role: str, shape: Shape) -> Shape:
-        """The shape that a factor has for one matrix of the stack."""
-        experts = self.landed.landings[0].cut.experts
-        if not self.packed or not experts or not shape:
-            return shape
-        if role == "value":
-            return shape[1:] if shape[0] == experts else shape
-        first, *rest = shape
-        if role == "A":
-            return (first // experts, *rest) if first % experts == 0 else shape
-        return (first, *(size // experts for size in rest)) if rest and rest[0] % experts == 0 else shape
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where every site lands, new names, and the rule: how names of the adapter became those of the base."""
-
-    placed: tuple[Placed, ...]
-    new: Mapping[str, str] = field(default_factory=dict)
-    rule: str = str(EXACT)
 
 
 def place(
@@ -97,7 +37,9 @@ def place(
         AmbiguousName: Several rules place all sites, on different bytes.
         UnclaimedKey: Some site has no place under any rule.
     """
-    required = [site for site in sites if not (site.companion or may_be_new(site, config, views[0]))]
+    paths = {path for view in views for path in view.paths}
+    known = frozenset(paths | {path.rpartition(".")[2] for path in paths})
+    required = [site for site in sites if not (site.companion or may_be_new(site, config, known))]
     found: list[Placement] = []
     problems: list[WiseftError] = []
     for view in views:
@@ -108,7 +50,7 @@ def place(
     if not found:
         raise min(problems, key=lambda error: len(error.others))
     if len(found) > 1:
-        found = [one for one in found if all(_plausible(placed, adapter) for placed in one.placed)] or found
+        found = [one for one in found if all(plausible(placed, adapter) for placed in one.placed)] or found
     effects = {tuple(map(_effect, one.placed)) for one in found}
     if len(effects) > 1:
         raise AmbiguousName(
@@ -127,37 +69,27 @@ def _effect(placed: Placed) -> tuple[object, ...]:
     return (placed.site.target, *turned)
 
 
-def may_be_new(site: Site, config: AdapterConfig | None, base: View) -> bool:
+def may_be_new(site: Site, config: AdapterConfig | None, known: frozenset[str]) -> bool:
     """Whether the base may lack this tensor: a whole tensor of a module that was saved with the adapter.
 
-    With bias="all" PEFT saves the biases of modules that were made anew beside a head too, a pooler's for example: of
-    such a module the base has nothing, nor of what that is in.
+    Not if the base has a module of that name somewhere: then the name was meant to be found. With bias="all" PEFT saves
+    the biases of what was made anew beside a head too, a pooler's for example: of those the base has nothing either.
+
+    Args:
+        site: The site.
+        config: The adapter's config.
+        known: The paths of the base's modules, and the last component of each.
     """
     if config is None or set(site.factors) != {"value"}:
         return False
-    saved = (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ()))
-    # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
-    here = f"{site.module}."
-    if any(entry in here and f"{entry}." in here for entry in saved):
-        return True
-    outer = site.module.rpartition(".")[0]
-    return config.bias == "all" and site.parameter == "bias" and bool(outer) and outer not in base.paths
-
-
-def _plausible(placed: Placed, adapter: Mapping[str, TensorSpec]) -> bool:
-    """Whether a site's factors could belong to a weight of this shape, either way round."""
-    site, landed, packed, _ = placed
-    shapes = {role: adapter[key].shape for role, key in site.factors.items()}
-    experts = landed.landings[0].cut.experts
-    if "value" in shapes and shapes["value"] != ((experts, *landed.shape) if packed else landed.shape):
-        return False
-    first = shapes.get("A") or shapes.get("embedding_A")
-    second = shapes.get("B") or shapes.get("embedding_B")
-    if site.method or not first or not second or not landed.shape:
-        return True
-    if packed and (first[0] % experts or first[:1] != second[1:]):
-        return False
-    return sorted((math.prod(first[1:]), second[0])) == sorted((landed.shape[0], math.prod(landed.shape[1:])))
+    parts = site.module.split(".")
+    outer = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    for entry in (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ())):
+        # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
+        if any(path.endswith(entry) and path.rpartition(".")[2] not in known for path in outer):
+            return True
+    fresh = len(parts) > 1 and outer[-2] not in known and not any(part.isdigit() for part in parts)
+    return config.bias == "all" and site.parameter == "bias" and fresh
 
 
 def _under(
@@ -175,24 +107,20 @@ def _under(
     """
     links = {site.target: view.links(site.target) for site in sites}
     names = {link.parameter for site in required for link in links[site.target]}
-    anchors = _Anchors(view, {link.parameter for site in required if _unnamed(site) for link in links[site.target]})
+    anchors = _Anchors(view, {link.parameter for site in required if is_unnamed(site) for link in links[site.target]})
     found = rules(names, anchors)
     if not found:
         raise _unclaimed(required, links, anchors, view)
+    optional = {site.target for site in sites} - {site.target for site in required}
     placements, problems = [], list[WiseftError]()
     for rule in found:
         try:
-            placements.append(_Ruled(rule, view, links, adapter, config).place(sites))
+            placements.append(Ruled(rule, view, links, adapter, config).place(sites, optional))
         except WiseftError as error:
             problems.append(error)
     if not placements:
         raise problems[0]
     return placements
-
-
-def _unnamed(site: Site) -> bool:
-    """Whether a site's keys may name its module alone, and not the parameter: PEFT's wrapper of parameters."""
-    return not site.method and site.factors.keys() == {"A", "B"}
 
 
 class _Anchors:
@@ -208,161 +136,13 @@ class _Anchors:
         if name in self._view.parameters:
             return True
         module, _, leaf = name.rpartition(".")
-        return leaf in self._leaves and module in self._view.modules
+        return bool(module) and leaf in self._leaves and module in self._view.modules
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._view.parameters)
 
     def __len__(self) -> int:
         return len(self._view.parameters)
-
-
-class _Ruled(NamedTuple):
-    """One view under one prefix rule."""
-
-    rule: Rule
-    view: View
-    links: Mapping[str, tuple[Link, ...]]
-    adapter: Mapping[str, TensorSpec]
-    config: AdapterConfig | None
-
-    def place(self, sites: Sequence[Site]) -> Placement:
-        """The place of every site.
-
-        Raises:
-            Unsupported: The base cannot be followed at one of them.
-            AmbiguousName: Several sites land on the same bytes, or one has several parameters that fit.
-        """
-        placed: list[Placed] = []
-        new: dict[str, str] = {}
-        grouped: defaultdict[str, list[Site]] = defaultdict(list)
-        deep = {site.module for site in sites if site.depth}
-        problems: list[WiseftError] = []
-        for site in sites:
-            links = self._links(site.target)
-            if site.module not in deep and all(link.parameter in self.view.parameters for link in links):
-                placed += self._landed(site, links, problems)
-            elif _unnamed(site):
-                grouped[site.module].append(site)
-            elif not site.companion:
-                new[site.target] = site.factors["value"]
-        for group in grouped.values():
-            try:
-                placed += self._unwrapped(group)
-            except WiseftError as error:
-                problems.append(error)
-        WiseftError.raise_all([*problems, *_overlaps(placed)])
-        rule = str(self.rule) if self.view.name == "disk" else f"{self.view.name} {self.rule}"
-        return Placement(tuple(placed), new, rule)
-
-    def _links(self, target: str) -> tuple[Link, ...]:
-        """What a site's name is in this view, under the rule."""
-        return tuple(link._replace(parameter=self.rule(link.parameter)) for link in self.links[target])
-
-    def _landed(self, site: Site, links: Sequence[Link], problems: list[WiseftError]) -> list[Placed]:
-        """A site that has its parameters, placed; none, and a problem, where these cannot be followed."""
-        parts = [held for link in links for held in self.view.parameters[link.parameter].held]
-        packed = "value" in site.factors and len(links) == 1 and any(held.expert is not None for held in parts)
-        packed = packed and links[0].expert is None
-        try:
-            return [Placed(site, land(links, self.view.parameters, packed=packed), packed)]
-        except Astray as astray:
-            problems.append(_astray(site, astray))
-            return []
-
-    def _unwrapped(self, group: Sequence[Site]) -> list[Placed]:
-        """Sites whose keys name a module alone: the shapes say which of its parameters each of them changes."""
-        (link,) = self._links(group[0].target)[:1]
-        module = link.parameter.rpartition(".")[0]
-        wanted = self.config.target_parameters if self.config is not None else ()
-        names = [
-            name
-            for name in self.view.modules.get(module, ())
-            if name.rpartition(".")[2] == IN_PROJ or any(f".{name}".endswith(f".{entry}") for entry in wanted)
-        ]
-        options: list[list[Placed]] = []
-        for site in group:
-            options.append([])
-            for name in names:
-                packed = len(self.view.parameters[name].shape) == 3
-                try:
-                    landed = land([Link(name)], self.view.parameters, packed=packed)
-                except Astray as astray:
-                    raise _astray(site, astray) from astray
-                leaf = name.rpartition(".")[2]
-                placed = Placed(site, landed, packed, leaf if leaf != IN_PROJ else "")
-                if _plausible(placed, self.adapter):
-                    options[-1].append(placed)
-        chosen = [one for one in itertools.product(*options) if _are_apart(one)] if len(group) <= len(names) else []
-        if len(chosen) != 1:
-            raise _unwrapped_problem(group, names, len(chosen), self)
-        return list(chosen[0])
-
-
-def _are_apart(placed: Sequence[Placed]) -> bool:
-    """Whether each of the sites has another parameter."""
-    runs = [(one.landed.landings[0].name, one.landed.landings[0].start) for one in placed]
-    return len(set(runs)) == len(runs)
-
-
-def _overlaps(placed: Sequence[Placed]) -> list[WiseftError]:
-    """A refusal for each base tensor of which two sites claim the same bytes."""
-    runs: defaultdict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for one in placed:
-        for landing in one.landed.landings:
-            end = landing.start + math.prod(landing.shape)
-            runs[landing.name].append((landing.start, end, one.site.target))
-    problems: list[WiseftError] = []
-    for name, claims in runs.items():
-        claims.sort()
-        twice = [(left[2], right[2]) for left, right in itertools.pairwise(claims) if right[0] < left[1]]
-        if twice:
-            problems.append(
-                AmbiguousName(
-                    f"{name} — several adapter tensors land on one base tensor",
-                    expected="one site for each base tensor, or each its own part of it",
-                    got=f"{listed(set(itertools.chain(*twice)))}",
-                    hint="the adapter mixes names with and without a prefix, or old names and new ones",
-                )
-            )
-    return problems
-
-
-def _astray(site: Site, why: Astray) -> Unsupported:
-    """The refusal of a site whose parameter cannot be followed to the base's bytes."""
-    return Unsupported(
-        f"{site.target} — the base stores this in a form that is not supported",
-        expected="a parameter whose parts lie in the base as they are",
-        got=f"{why}",
-        hint="load the base with transformers and save it with save_original_format=False, then use that as base",
-    )
-
-
-def _unwrapped_problem(group: Sequence[Site], names: Sequence[str], count: int, ruled: _Ruled) -> WiseftError:
-    """The refusal of keys that name a module alone, and have no one parameter that they fit."""
-    keys = [key for site in group for key in site.factors.values()]
-    shapes = [f"{name} {list(ruled.view.parameters[name].shape)}" for name in names]
-    got = f"{len(group)} pair(s) of factors for {listed(shapes, most=9) or 'no parameter of it'}"
-    if count:
-        return AmbiguousName(
-            f"{group[0].module} — the keys do not say which parameter they change, and {count} ways fit",
-            expected="shapes of which only one way fits",
-            got=got,
-            hint="merge this adapter with PEFT, which knows the order of the module's parameters",
-        )
-    listed_ones = ruled.config.target_parameters if ruled.config is not None else ()
-    return UnclaimedKey(
-        f"{listed(keys)} — the base has no tensor for them",
-        expected=f"{group[0].target}, or parameters of the module that target_parameters lists and that fit",
-        got=f"{got}; target_parameters: {listed(listed_ones, most=9) or 'none'}",
-        hint=_hint(group[0].target, ruled.view.parameters),
-    )
-
-
-def _hint(name: str, known: Mapping[str, object], *, suggest: bool = True) -> str:
-    """What to look at: the nearest names, where there are any."""
-    near = suggestions(name, known) if suggest else []
-    return f"nearest names: {listed(near)}" if near else "is this the base that the adapter was trained on?"
 
 
 def _unclaimed(
@@ -377,13 +157,7 @@ def _unclaimed(
         if any(rule(link.parameter) not in anchors for link in links[site.target])
     ]
     problems = [
-        UnclaimedKey(
-            f"{next(iter(site.factors.values()))} — the base has no tensor {name}",
-            expected="a base tensor for every adapter tensor",
-            got=f"nothing of that name (prefix rule {rule}{', names as in memory' * (view.name == 'memory')})",
-            hint=_hint(name, view.parameters, suggest=at < SUGGESTED),
-        )
-        for at, (site, name) in enumerate(missing)
+        no_place(site, name, view, str(rule), suggest=at < SUGGESTED) for at, (site, name) in enumerate(missing)
     ]
     problems[0].others = (*problems[1:],)
     return problems[0]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from wiseft_core.binding import bind
 from wiseft_core.config import AdapterConfig
 from wiseft_core.families import FAMILIES, Family
+from wiseft_core.models import Config
 from wiseft_core.plans import Plan
 from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
 from wiseft_core.store.checkpoint import Checkpoint
@@ -39,7 +40,7 @@ def plan(
         WiseftError: Everything that `interpolate` refuses before it reads a value.
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     return bind_sources(source, tuned, base_config=base_config, tied=tied, output_dtype=output_dtype, families=families)
 
 
@@ -53,7 +54,11 @@ def bind_sources(
     families: Mapping[str, Family],
     apart: bool = False,
 ) -> Plan:
-    """`bind` for opened sources: the base's own config.json is used where none is given."""
+    """`bind` for opened sources: the base's own config.json is used where none is given.
+
+    Raises:
+        WiseftError: As for `bind`.
+    """
     read = source.config if isinstance(source, Checkpoint) else None
     return bind(
         source.specs,
@@ -65,5 +70,14 @@ def bind_sources(
         output_dtype=output_dtype,
         tied=tied,
         apart=apart,
+        known=tuned.links,
+        components=_configs(source, base_config),
         families=families,
     )
+
+
+def _configs(source: Source, given: Config) -> dict[str, Config]:
+    """The config.json of each component of a pipeline, or the one that is given; empty for any other base."""
+    if not isinstance(source, Checkpoint):
+        return {}
+    return {name: given if given is not None else source.configs.get(name) for name in source.components}

@@ -6,9 +6,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from wiseft_core.errors import ShapeMismatch
-from wiseft_core.steps import StepSpec
+from wiseft_core.errors import ShapeMismatch, Unsupported, listed
+from wiseft_core.families import Hyper
+from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.types import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """One change to one tensor, by names.
+
+    Attributes:
+        family: Its family.
+        parameter: The parameter of the module.
+        layout: How that is stored.
+        hyper: What the formula reads besides weight and factors.
+        rank: The rank of the factors, where they have one.
+        factors: The adapter key of each factor by role.
+        form: Which of the family's forms it is.
+        beside: The base tensor of each role that is another parameter of the module.
+        cut: The part of the factors that is used.
+    """
+
+    family: str
+    parameter: str
+    layout: str
+    hyper: Hyper
+    rank: int | None
+    factors: Mapping[str, str]
+    form: int = 0
+    beside: Mapping[str, str] = field(default_factory=dict)
+    cut: Cut = UNCUT
+
+    @property
+    def scale(self) -> float:
+        """s of the formula."""
+        return self.hyper.scale
+
+    def as_dict(self) -> dict[str, Any]:
+        """The step as JSON sees it."""
+        shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
+        others: dict[str, Any] = {"beside": dict(self.beside)} if self.beside else {}
+        if self.cut != UNCUT:
+            others["cut"] = {key: value for key, value in self.cut._asdict().items() if value is not None}
+        shown |= {"options": dict(self.hyper.options), "rank": self.rank}
+        return {**shown, "factors": dict(self.factors), **others}
 
 
 class Piece(NamedTuple):
@@ -75,6 +117,7 @@ class Plan:
         ignored: Adapter keys that mean nothing for the weights (counters, PEFT's own copies of the base).
         sources: For each tensor of the result that is made from a base tensor of another name, that name: the head of
             a model whose embedding was tied to it, the layers of a model that was grown.
+        alike: For each tensor of the result that is the same as another one, and tied to it, that one.
         homes: For each tensor that the base does not have, the base tensor whose file it joins, where there is one.
         config: What changes in the base's config.json, by dotted path.
         rule: The prefix rule: "exact", "+model." or "-bert.".
@@ -88,6 +131,7 @@ class Plan:
     copies: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    alike: Mapping[str, str] = field(default_factory=dict)
     homes: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     rule: str = "exact"
@@ -129,6 +173,7 @@ def joined(plans: Sequence[Plan]) -> Plan:
 
     Raises:
         ShapeMismatch: Two adapters bring a new tensor of one name with different shapes or dtypes.
+        Unsupported: They make different models of the base: of other depths, or other vocabularies.
     """
     if len(plans) == 1:
         return plans[0]
@@ -137,7 +182,8 @@ def joined(plans: Sequence[Plan]) -> Plan:
         for name in plan.new:
             if brought.setdefault(name, plan.outputs[name]) != plan.outputs[name]:
                 raise new_twice(name, f"one tensor, {brought[name]} in each", f"{plan.outputs[name]} in one of them")
-    kept = {name: spec for name, spec in plans[0].outputs.items() if name not in plans[0].new}
+    _check_one_model(plans)
+    kept = {name: _spec(name, plans) for name in plans[0].outputs if name not in plans[0].new}
     bindings = {name: _sum([plan.bindings[name] for plan in plans if name in plan.bindings]) for name in kept}
     return Plan(
         outputs=kept | dict(sorted(brought.items())),
@@ -146,10 +192,32 @@ def joined(plans: Sequence[Plan]) -> Plan:
         same={name: key for plan in plans for name, key in plan.same.items()},
         copies={key: used for plan in plans for key, used in plan.copies.items()},
         ignored=tuple(sorted(key for plan in plans for key in plan.ignored)),
+        sources=plans[0].sources,
+        alike={name: other for plan in plans for name, other in plan.alike.items()},
         homes={name: home for plan in plans for name, home in plan.homes.items()},
+        config={key: value for plan in plans for key, value in plan.config.items()},
         rule=", ".join(sorted({plan.rule for plan in plans})),
         notes=tuple(sorted({note for plan in plans for note in plan.notes})),
     )
+
+
+def _check_one_model(plans: Sequence[Plan]) -> None:
+    """Refuse plans for models that differ in more than values."""
+    edits: dict[str, object] = {}
+    differ = [key for plan in plans for key, value in plan.config.items() if edits.setdefault(key, value) != value]
+    if differ or len({frozenset(plan.sources.items()) for plan in plans}) > 1:
+        raise Unsupported(
+            "the adapters make different models of the base",
+            expected="adapters of models with the same layers and the same vocabulary",
+            got=listed(differ, most=9) or "other layers in one than in another",
+            hint="interpolate each of them, and combine the results as full checkpoints over the larger one",
+        )
+
+
+def _spec(name: str, plans: Sequence[Plan]) -> TensorSpec:
+    """The spec of a tensor in the result: as the one that changes it makes it."""
+    changed = [plan.outputs[name] for plan in plans if name in plan.bindings]
+    return (changed or [plans[0].outputs[name]])[0]
 
 
 def _sum(bindings: Sequence[Binding]) -> Binding | None:

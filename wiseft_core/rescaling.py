@@ -16,23 +16,23 @@ from torch import Tensor
 
 from wiseft_core import dtypes, numerics
 from wiseft_core.blending import Term
-from wiseft_core.bound import Bound, Prepared, extended, places, shifted, spans_of
+from wiseft_core.bound import Bound, Prepared, places, spans_of
 from wiseft_core.config import AdapterConfig
-from wiseft_core.cutting import whole
+from wiseft_core.cutting import extended, shifted, whole
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
+from wiseft_core.implied import forms_of, implied_base
 from wiseft_core.interpolation import bound_of
 from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import matrix_shape
 from wiseft_core.made import Made
 from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
-from wiseft_core.plans import Binding, Piece
+from wiseft_core.plans import Binding, Piece, StepSpec
 from wiseft_core.sites import collect
-from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
+from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned
 from wiseft_core.spans import united
 from wiseft_core.statedict import StateDict
-from wiseft_core.steps import StepSpec
 from wiseft_core.tiles import total_of
 from wiseft_core.types import Alpha, TensorSpec
 
@@ -87,9 +87,16 @@ def rescale(
                 [0.5000]])
     """
     source = None if base is None else as_source(base)
-    tuned = as_tuned(adapter, config, {} if source is None else source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     if tuned.complete:
         _refuse_checkpoint()
+    if tuned.links:
+        raise Unsupported(
+            f"{listed(tuned.links)} — adapter and base do not split these weights alike",
+            expected="a base in the layout that the adapter was trained on: PEFT's keys name one module of it each",
+            got="weights that one of them joins and the other keeps apart",
+            hint="rescale it over the base in the other layout, or interpolate the whole model instead",
+        )
     spelling = suffixes(families, tuned.config)
     parsed = parse_keys(tuned.source.specs, suffixes=spelling)
     if source is None:
@@ -189,8 +196,7 @@ def _open_use(bound: Bound, use: _Use) -> list[WiseftError]:
     if len(use.alphas) > 1:
         return [_open(name, f"{use.spec.family} with one of several alphas ({listed(map(str, sorted(use.alphas)))})")]
     parted = len(use.places) > 1 or use.spec.cut != UNCUT or use.spec.layout not in change.layouts
-    grown = bound.plan.outputs[name].shape != bound.source(name)[0].specs[bound.source(name)[1]].shape
-    if change.linear is None and (parted or (grown and change.value is None)):
+    if change.linear is None and (parted or (bound.is_grown(name) and change.value is None)):
         return [_open(name, f"{use.spec.family} in several parts of the base")]
     return []
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class StateDict(Mapping[str, Tensor]):
         self.given: tuple[Alpha, ...] = tuple(alphas)
         self.extrapolate = extrapolate
         self.alphas: tuple[Mapping[str, float], ...] = tuple(self._resolved())
+        self._tied: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
 
     def _resolved(self) -> Iterator[Mapping[str, float]]:
         """For each adapter, the coefficient of each name that it touches."""
@@ -139,9 +141,23 @@ class StateDict(Mapping[str, Tensor]):
             source, key = self._bound.source(name)
             tensor = source.get_tensor(key)
             return tensor if out is None else _checked(out, spec, name).copy_(tensor)
+        one = self._one_of(name)
+        if out is None and (held := self._tied.get(one)) is not None:
+            return held
         result = self._place(spec, name) if out is None else _checked(out, spec, name)
         self._fill(name, result, 0, spec.numel)
+        if out is None and one:
+            self._tied[one] = result
         return result
+
+    def _one_of(self, name: str) -> str:
+        """What a tensor that is tied to another one is called among them; "" for one that is not.
+
+        Both names give one object while either is held, as the base's do.
+        """
+        other = self.plan.alike.get(name, name)
+        is_tied = name != other or other in self.plan.alike.values()
+        return other if is_tied and self.share(name) == self.share(other) else ""
 
     def get_slice(self, name: str) -> Slice:
         """A part of one tensor by indexing, computing only the tiles that hold it."""

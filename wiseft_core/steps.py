@@ -5,9 +5,8 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import (
@@ -20,57 +19,17 @@ from wiseft_core.errors import (
     listed,
 )
 from wiseft_core.families import Change, Family, Hyper
-from wiseft_core.landings import UNCUT, Cut, Landing
+from wiseft_core.landings import Landing
 from wiseft_core.layouts import LAYOUTS, Shape, is_free
 from wiseft_core.methods import beside, family_of, fits, with_roles
 from wiseft_core.orientation import Orientation
-from wiseft_core.places import Placed
+from wiseft_core.plans import StepSpec
+from wiseft_core.ruled import Placed
 from wiseft_core.types import TensorSpec
-from wiseft_core.vocabulary import is_resized
+from wiseft_core.vocabulary import is_of_vocabulary, is_resized
 
 INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepSpec:
-    """One change to one tensor, by names.
-
-    Attributes:
-        family: Its family.
-        parameter: The parameter of the module.
-        layout: How that is stored.
-        hyper: What the formula reads besides weight and factors.
-        rank: The rank of the factors, where they have one.
-        factors: The adapter key of each factor by role.
-        form: Which of the family's forms it is.
-        beside: The base tensor of each role that is another parameter of the module.
-        cut: The part of the factors that is used.
-    """
-
-    family: str
-    parameter: str
-    layout: str
-    hyper: Hyper
-    rank: int | None
-    factors: Mapping[str, str]
-    form: int = 0
-    beside: Mapping[str, str] = field(default_factory=dict)
-    cut: Cut = UNCUT
-
-    @property
-    def scale(self) -> float:
-        """s of the formula."""
-        return self.hyper.scale
-
-    def as_dict(self) -> dict[str, Any]:
-        """The step as JSON sees it."""
-        shown = {"family": self.family, "parameter": self.parameter, "layout": self.layout, "scale": self.scale}
-        others: dict[str, Any] = {"beside": dict(self.beside)} if self.beside else {}
-        if self.cut != UNCUT:
-            others["cut"] = {key: value for key, value in self.cut._asdict().items() if value is not None}
-        shown |= {"options": dict(self.hyper.options), "rank": self.rank}
-        return {**shown, "factors": dict(self.factors), **others}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +38,7 @@ class Scene:
 
     adapter: Mapping[str, TensorSpec]
     config: AdapterConfig | None
-    orientation: Orientation
+    orientation: Callable[[str], Orientation]
     ranks: Mapping[str, int]
     families: Mapping[str, Family]
     base: Mapping[str, TensorSpec]
@@ -184,7 +143,7 @@ def _step(
         raise _mismatch(family, next(iter((meant or forms).values())), layouts, factors, shapes, name, weight)
     chosen = fitting[0]
     if len(fitting) > 1:
-        layout = scene.orientation.choose(placed)
+        layout = scene.orientation(placed.name).choose(placed)
         chosen = next((fit for fit in fitting if fit.layout == layout), chosen)
     rank = chosen.sizes.get("rank", scene.ranks.get(site.module))
     hyper = _hyper(record, placed, rank, chosen.sizes, name, scene)
@@ -297,7 +256,8 @@ def _mismatch(
         f"{name} — the factors of {family} do not fit",
         expected=f"{wanted} for the base weight {list(weight)}",
         got=f"{got} in {listed(factors.values(), most=1)}",
-        hint="is this the base that the adapter was trained on? Was it saved whole, where its vocabulary was resized?",
+        hint="is this the base that the adapter was trained on?"
+        + (" A resized vocabulary must have been saved whole with it." if is_of_vocabulary(name) else ""),
     )
 
 

@@ -47,6 +47,7 @@ def save_sweep(
     sync: bool = True,
     resume: bool = False,
     max_bytes: int | str | None = None,
+    memory: int | str | None = None,
 ) -> SweepReport:
     """Write views over one binding as `path/alpha-0`, `path/alpha-0.25`, ..., in one pass over the base.
 
@@ -76,6 +77,7 @@ def save_sweep(
         resume: See `save_checkpoint`; where the outputs are finished, what the same command has evaluated is not
             evaluated again. Not with keep="best".
         max_bytes: See `save_checkpoint`; of all outputs together.
+        memory: See `save_checkpoint`.
     Returns:
         What was written, what the evaluation said of each alpha, and which are the best.
     Raises:
@@ -98,6 +100,7 @@ def save_sweep(
     job = plan_job(folders, like, max_shard_size, copy_code, run.files)
     judge.check_place(out, [place for source in job.inputs() for place in places(source)], run.files)
     check_size(job, max_bytes, outputs=1 if keep == "best" else len(folders))
+    run = run.within(memory, job)
     if keep == "best":
         return keep_best(job, out, run, judge)
     known: Mapping[str, Evaluation] = {}

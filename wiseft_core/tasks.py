@@ -34,6 +34,9 @@ Progress = Callable[[int, int], None]
 CHUNK: Final = 1 << 22
 """Elements that one task computes: enough to make hand-over cheap, few enough to keep every thread busy."""
 
+PIECE: Final = 1 << 25
+"""Bytes that one task copies from a file."""
+
 
 class Target(NamedTuple):
     """A shard of one output, and where its tensors come from."""
@@ -103,9 +106,9 @@ def _tensor(targets: Sequence[Target], name: str, spec: TensorSpec, done: Counte
     computed: list[tuple[ShardWriter, Share]] = []
     for writer, view in targets:
         if not isinstance(view, StateDict):
-            yield _copy(writer, name, view, name, 0, spec.nbytes, done)
+            yield from _copies(writer, name, view, name, 0, spec.nbytes, done)
         elif view.is_copy(name):
-            yield _copy(writer, name, *view.bound.source(name), 0, spec.nbytes, done)
+            yield from _copies(writer, name, *view.bound.source(name), 0, spec.nbytes, done)
         else:
             computed.append((writer, view.share(name)))
             bound = view.bound
@@ -120,14 +123,23 @@ def _tensor(targets: Sequence[Target], name: str, spec: TensorSpec, done: Counte
             chunk = []
         if tile.start > reached:  # what is untouched between touched parts
             for writer in writers:
-                yield _copy(writer, name, *source, reached * item, tile.start * item, done)
+                yield from _copies(writer, name, *source, reached * item, tile.start * item, done)
         chunk.append(tile)
         reached = tile.stop
     if chunk:
         yield _compute(writers, once, chunk, item, done)
     if reached < spec.numel:
         for writer in writers:
-            yield _copy(writer, name, *source, reached * item, spec.nbytes, done)
+            yield from _copies(writer, name, *source, reached * item, spec.nbytes, done)
+
+
+def _copies(
+    writer: ShardWriter, name: str, source: Source, key: str, start: int, stop: int, done: Counter
+) -> Iterator[Task]:
+    """Tasks that copy bytes [start, stop) of a tensor as they are, for as many threads as there are."""
+    piece = PIECE if isinstance(source, Checkpoint) else max(stop, 1)
+    for at in range(start, max(stop, start + 1), piece):
+        yield _copy(writer, name, source, key, at, min(at + piece, stop), done)
 
 
 def _copy(writer: ShardWriter, name: str, source: Source, key: str, start: int, stop: int, done: Counter) -> Task:

@@ -15,7 +15,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, Unsupported, listed
 from wiseft_core.guards import EMBEDDINGS, HEADS, may_be_tied, tie_flag, tied_refusal
 from wiseft_core.naming.table import tied_of
-from wiseft_core.places import Placed
+from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 
@@ -89,14 +89,16 @@ class Settled(NamedTuple):
         placed: The places, with those of shared changes at every name that has them.
         kept: The aliases that stay, as tensors of the result.
         copies: Adapter keys that must hold the same as another one (its transpose where the shapes are turned).
-        untied: Whether config.json must say so.
+        untied: The name that is written apart though the config ties it, so that this must be changed; "" for none.
+        alike: Names of the result that are the same tensor as another one.
         note: What a human should know.
     """
 
     placed: tuple[Placed, ...]
     kept: tuple[str, ...] = ()
     copies: Mapping[str, str] = {}
-    untied: bool = False
+    untied: str = ""
+    alike: Mapping[str, str] = {}
     note: str = ""
 
 
@@ -137,15 +139,16 @@ def settle(
         as_source, as_other = [_at(one, bond.source) for one in both], [_at(one, bond.other) for one in both]
         keep = apart and alike is not None and tied == "untie"
         names = [*as_source, *(as_other if not bond.alias or keep else [])]
+        kept = (bond.other,) if keep and bond.alias else ()
+        if keep:
+            return Settled((*rest, *names), kept, copies, untied=bond.other)
         note = f"{bond.source} and {bond.other} are one tensor, and stay one"
-        return Settled(
-            (*rest, *names), (bond.other,) if keep and bond.alias else (), copies, keep, "" if keep else note
-        )
+        return Settled((*rest, *names), kept, copies, alike={} if bond.alias else {bond.other: bond.source}, note=note)
     if not bond.lone:
         raise _many([bond])
     first, second = _with_copy(first, second, bond.source, config), _with_copy(second, first, bond.other, config)
     note = f"{bond.source} and {bond.other} were one tensor: both are written, and {FLAG} is false"
-    return Settled((*rest, *first, *second), (bond.other,) if bond.alias else (), copies, True, note)
+    return Settled((*rest, *first, *second), (bond.other,) if bond.alias else (), copies, untied=bond.other, note=note)
 
 
 def _alike(
@@ -230,6 +233,7 @@ def edits(config: Mapping[str, object] | None) -> dict[str, object]:
 
 
 def check(
+    prefix: str,
     bonds: Sequence[Bond],
     touched: Iterable[str],
     base: Collection[str],
@@ -238,14 +242,21 @@ def check(
 ) -> None:
     """Refuse tuning that touches what may be tied, where nothing says to what.
 
+    Args:
+        prefix: What the names of the model begin with in `bonds`; the others are without it.
+        bonds: What is tied.
+        touched: What tuning changes.
+        base: The names of the base.
+        config: Its config.json.
+        tied: See `settle`.
     Raises:
         TiedEmbeddings: It is tied, or may be, and the name of the head is not known.
     """
     known = {name for bond in bonds for name in (bond.source, bond.other)}
     for name in touched if tied == "untie" else ():
-        why = "" if name in known else may_be_tied(name, base, config)
+        why = "" if prefix + name in known else may_be_tied(name, base, config)
         if why:
-            raise tied_refusal(name, why)
+            raise tied_refusal(prefix + name, why)
 
 
 def as_tied(value: str) -> Tied:

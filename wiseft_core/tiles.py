@@ -20,8 +20,10 @@ from wiseft_core.errors import NotFinite
 from wiseft_core.families import Change, Hyper
 from wiseft_core.layouts import Layout, matrix_shape
 
-TILE: Final = 1 << 17
-"""Elements of a tile: few enough for a core's cache, many enough to make the calls cheap."""
+TILE: Final = 1 << 18
+"""Elements of a tile: few enough for the processor's cache, many enough to make the calls cheap."""
+THIN: Final = 16
+"""The largest rank of a product that is summed onto the weight, once for each alpha."""
 
 
 class Tile(NamedTuple):
@@ -152,6 +154,21 @@ def delta_values(step: Step, weight: Tensor, tile: Tile, entry: int = 0) -> Tens
         return step.result[tile.start : tile.stop].view(weight.shape)
     delta = step.change.delta(cut(step, tile, weight, entry), step.hyper)
     return (delta.T if is_across(step) else delta).contiguous()
+
+
+def thin_product(step: Step, weight: Tensor, tile: Tile) -> tuple[Tensor, Tensor] | None:
+    """Two matrices whose product is D on one tile, as it is stored; None where it is none, or not of a small rank.
+
+    Whether to add them at once or to form D is a question of the rank alone, so that one alpha has the bits of many,
+    for which D is formed once: that is cheaper where the rank is large.
+    """
+    if step.change.product is None:
+        return None
+    parts = cut(step, tile, weight)
+    left, right = (parts[role] for role in step.change.product)
+    if len(right) > THIN:
+        return None
+    return (right.T, left.T) if is_across(step) else (left, right)
 
 
 def is_across(step: Step) -> bool:

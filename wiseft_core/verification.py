@@ -28,6 +28,7 @@ from wiseft_core.rescaling import rescale
 from wiseft_core.sources import WEIGHTS_FILE, Adapter, BaseLike, opened
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import FILES, read_file
+from wiseft_core.store.locate import variant_of
 from wiseft_core.store.manifest import MANIFEST, Decimals, Manifest, check_outputs, parse_manifest
 
 
@@ -85,7 +86,8 @@ def verify(
         problems += [Problem(file, what) for file, what in check_outputs(folder, manifest, files)]
         checks["files"] = len(manifest.outputs)
     try:
-        output = open_checkpoint(folder / WEIGHTS_FILE if is_adapter else folder)
+        variant = variant_of(entry.file for entry in manifest.outputs)
+        output = open_checkpoint(folder / WEIGHTS_FILE) if is_adapter else open_checkpoint(folder, variant=variant)
     except (CheckpointError, Unsupported, Fault) as error:
         problems.append(Problem(folder.name, f"{error.where}: {error.got}"))
         return _report(folder, None, manifest, checks, problems)

@@ -1,9 +1,10 @@
-"""Build the inputs of the benchmark: a base in the shape of a Llama, and a LoRA and a DoRA for it, as PEFT saves them.
+"""Build the inputs of the benchmark: a base in the shape of a Llama, and LoRAs and a DoRA for it, as PEFT saves them.
 
     python tests/benchmarks/build.py FOLDER LAYERS
 
-FOLDER gets `base`, `lora` and `dora`, and is complete or absent. With 16 layers the base is 3.0 GB of bfloat16 (the
-shape of Llama 3.2 1B, with a head of its own). Values come from a seeded generator. One shard at a time is in memory.
+FOLDER gets `base`, `lora`, `lora128` (its rank) and `dora`, and is complete or absent. With 16 layers the base is 3.0
+GB of bfloat16 (the shape of Llama 3.2 1B, with a head of its own). Values come from a seeded generator. One shard at a
+time is in memory.
 The runner starts this file as a process of its own, so that the runner stays small (see `run.py`).
 """
 
@@ -24,7 +25,6 @@ INNER = 8192
 KEYS = 512
 VOCABULARY = 128_256
 RANK = 16
-LORA_ALPHA = 32
 LAYERS_PER_SHARD = 4
 BLOCK = 1 << 22
 PROJECTIONS = {
@@ -47,7 +47,9 @@ def main() -> int:
     making.mkdir(parents=True)
     norms = write_base(making / "base", layers)
     write_adapter(making / "lora", norms, dora=False)
+    write_adapter(making / "lora128", norms, dora=False, rank=128)
     write_adapter(making / "dora", norms, dora=True)
+    shutil.rmtree(folder, ignore_errors=True)
     making.rename(folder)
     return 0
 
@@ -98,8 +100,8 @@ def weight(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     return values
 
 
-def write_adapter(folder: Path, norms: dict[str, Tensor], *, dora: bool) -> None:
-    """An adapter of rank 16 on every projection, in float32, as PEFT saves it.
+def write_adapter(folder: Path, norms: dict[str, Tensor], *, dora: bool, rank: int = RANK) -> None:
+    """An adapter on every projection, in float32, as PEFT saves it.
 
     B makes the difference some percent of the weight. Magnitudes are the base's row norms, moved a little.
     """
@@ -109,14 +111,14 @@ def write_adapter(folder: Path, norms: dict[str, Tensor], *, dora: bool) -> None
     for module, norm in norms.items():
         rows, columns = PROJECTIONS[".".join(module.split(".")[-2:])]
         key = f"base_model.model.{module}"
-        tensors[f"{key}.lora_A.weight"] = torch.randn(RANK, columns, generator=random) / columns**0.5
-        tensors[f"{key}.lora_B.weight"] = torch.randn(rows, RANK, generator=random) * 0.006
+        tensors[f"{key}.lora_A.weight"] = torch.randn(rank, columns, generator=random) / columns**0.5
+        tensors[f"{key}.lora_B.weight"] = torch.randn(rows, rank, generator=random) * 0.006
         if dora:
             tensors[f"{key}.lora_magnitude_vector"] = norm * (1 + 0.02 * torch.randn(rows, generator=random))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted(name.rpartition(".")[2] for name in PROJECTIONS)
     said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "bias": "none"}
-    numbers = {"r": RANK, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "use_dora": dora, "use_rslora": False}
+    numbers = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "use_dora": dora, "use_rslora": False}
     write_json(folder / "adapter_config.json", {**said, **numbers, "target_modules": targets})
 
 

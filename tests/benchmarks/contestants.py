@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PEFT_MERGE = Path(__file__).with_name("peft_merge.py")
+NAIVE_MERGE = Path(__file__).with_name("naive_merge.py")
 COPY_AND_SYNC = 'cp -r "$1" "$2" && find "$2" -type f -exec sync {} +'
 ALPHA = "0.5"
 
@@ -67,11 +68,11 @@ def sweep(adapter: str) -> Callable[[Path, Path], list[str]]:
     return command
 
 
-def peft(adapter: str) -> Callable[[Path, Path], list[str]]:
-    """Load, merge and save with transformers and PEFT."""
+def merge(script: Path, adapter: str) -> Callable[[Path, Path], list[str]]:
+    """What is done without us: load, merge and save."""
 
     def command(inputs: Path, out: Path) -> list[str]:
-        return [sys.executable, "-P", str(PEFT_MERGE), str(inputs / "base"), str(inputs / adapter), str(out)]
+        return [sys.executable, "-P", str(script), str(inputs / "base"), str(inputs / adapter), str(out)]
 
     return command
 
@@ -85,6 +86,8 @@ CONTESTANTS: Mapping[str, Contestant] = {
         "`wiseft interpolate --no-sync --compute-dtype fp32`, LoRA",
         wiseft("lora", "--no-sync", "--compute-dtype", "fp32"),
     ),
+    "lora128": Contestant("`wiseft interpolate`, LoRA of rank 128", wiseft("lora128")),
+    "lora128-no-sync": Contestant("`wiseft interpolate --no-sync`, LoRA of rank 128", wiseft("lora128", "--no-sync")),
     "dora": Contestant("`wiseft interpolate`, DoRA", wiseft("dora")),
     "dora-no-sync": Contestant("`wiseft interpolate --no-sync`, DoRA", wiseft("dora", "--no-sync")),
     "dora-fp32": Contestant(
@@ -95,7 +98,8 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "lora-sweep": Contestant("`wiseft sweep --no-sync`, five alphas, LoRA", sweep("lora")),
     "dora-five": Contestant("five times `wiseft interpolate --no-sync`, DoRA", one_by_one("dora")),
     "dora-sweep": Contestant("`wiseft sweep --no-sync`, five alphas, DoRA", sweep("dora")),
-    "peft-lora": Contestant("PEFT: load, merge, save, LoRA", peft("lora")),
-    "peft-dora": Contestant("PEFT: load, merge, save, DoRA", peft("dora")),
+    "naive-lora": Contestant("a plain loop with torch, LoRA", merge(NAIVE_MERGE, "lora")),
+    "peft-lora": Contestant("PEFT: load, merge, save, LoRA", merge(PEFT_MERGE, "lora")),
+    "peft-dora": Contestant("PEFT: load, merge, save, DoRA", merge(PEFT_MERGE, "dora")),
 }
 """By the name that `--only` takes, in the order of their turns. The first is the yardstick."""

@@ -34,6 +34,17 @@ def test_what_needs_no_torch_imports_none(verb, model):
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 
+def test_the_shell_completes_without_torch():
+    """bash's completion, asked for as bash does: verbs and options come, and torch does not."""
+    tell = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"  # completion exits by itself
+    code = f"{tell}; sys.argv[1:] = []; from wiseft_core.cli import main; main()"
+    for words, wanted in (("wiseft int", "interpolate"), ("wiseft sweep --keep", "--keep")):
+        shell = {"_WISEFT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        environment = {**os.environ, "PYTHONPATH": ROOT, **shell}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.split() == [wanted, "False"], done.stderr
+
+
 def test_the_import_check_can_fail(model):
     """The meta-test: a verb that computes is seen to import torch."""
     code = f"import sys; from wiseft_core.cli import main; code = main({model.args('--quiet')!r})"

@@ -27,8 +27,6 @@ VARIANTS = {
     "use_qalora": {"use_qalora": True},
     "arrow_config": {"arrow_config": peft.ArrowConfig()},
     "alora_invocation_tokens": {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"},
-    "layer_replication": {"layer_replication": [(0, 2), (1, 3)]},
-    "target_parameters": {"target_parameters": ["w"]},
 }
 """LoRA's variants, by the field that asks for each."""
 STARTS = {

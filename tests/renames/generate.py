@@ -38,7 +38,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wiseft_core.naming.links import Link
 from wiseft_core.naming.live import rules_of_model
-from wiseft_core.naming.renames import How, Rules, links
+from wiseft_core.naming.renames import How, links
 
 TABLE = Path(__file__).parents[2] / "wiseft_core" / "naming" / "transformers.json"
 RECORD = Path(__file__).with_name("record.json")
@@ -47,6 +47,19 @@ LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_lay
           "num_encoder_layers", "num_decoder_layers", "depth")  # fmt: skip
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 FEW, MANY = 4, 12  # twelve experts: the tenth comes after the ninth only in natural order
+
+NEEDED = {
+    "autoformer": {"prediction_length": 12}, "informer": {"prediction_length": 12},
+    "time_series_transformer": {"prediction_length": 12},
+    "aya_vision": {"vision_config": {"num_attention_heads": 16}},
+    "chameleon": {"vocabulary_map": {"<image>": 1}},
+    "dots1": {"n_routed_experts": 12, "n_shared_experts": 1},
+    "esm": {"vocab_size": 33},
+    "hunyuan_v1_dense": {"head_dim": 64}, "hunyuan_v1_moe": {"head_dim": 64},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "nemotron": {"num_key_value_heads": 8},
+}  # fmt: skip
+"""What some types' default configs lack."""
 
 
 class TooSlow(Exception):
@@ -98,14 +111,20 @@ def smaller(said):
     return new
 
 
+def joined(said, more):
+    """A config's dict with other values in it."""
+    return said | {
+        key: joined(said[key], value) if isinstance(said.get(key), dict) else value for key, value in more.items()
+    }
+
+
 def build(model_type, name):
     """A small model of a class, without weights."""
     config_class = CONFIG_MAPPING[model_type]
     cls, default, first = class_named(config_class.__module__.rpartition(".")[0], name), config_class(), None
-    for said in (lambda: smaller(default.to_dict()), lambda: None):
+    for said in (joined(smaller(default.to_dict()), NEEDED.get(model_type, {})), None):
         try:
-            dicts = said()
-            config = config_class() if dicts is None else config_class.from_dict(dicts)
+            config = config_class() if said is None else config_class.from_dict(said)
             with torch.device("meta"):
                 return cls(config)
         except TooSlow:
@@ -131,6 +150,8 @@ def distinct(model):
                 shape[at] = 12 * (1 + sides.setdefault(size, len(sides)) % 3)
             else:
                 shape[at] = min(size, MANY if stack else 2)
+        if stack and shape[1] == shape[2]:
+            shape[2] += 12  # so that a shape tells whether it lies across
         count = torch.Size(shape).numel()
         found[name] = torch.arange(start, start + count).reshape(shape)
         start += count
@@ -178,18 +199,22 @@ def rebuilt(model, disk, rules, wanted):
     return made, refused
 
 
-def names_of(link, model_type=None):
-    """A link's parameter where it is the whole of it; what an in-memory name must give."""
-    return link.parameter if link == Link(link.parameter, across=link.across, why=link.why) else None
+def itself(name, rules):
+    """Whether our engine takes a name in memory for the whole of that parameter and of no other."""
+    found = links(name, rules)
+    return found == (Link(name, across=found[0].across, why=found[0].why),)
 
 
-def disagreement(names, transforms, rules):
+def disagreement(names, transforms, rules, model):
     """A name that transformers itself renames to something else than our engine does; None: there is none."""
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    memory = model.state_dict()
     for name in names:
         theirs, _ = rename_source_key(name, renamings, converters)
         ours = links(name, rules)
+        if theirs not in memory and name in memory:
+            theirs = name  # as the loader does
         if not any(link.why for link in ours) and ours[0].parameter != theirs:
             return f"{name}: {ours[0].parameter} here, {theirs} in transformers"
         if ours != rules.plain(name):
@@ -197,21 +222,22 @@ def disagreement(names, transforms, rules):
     return None
 
 
-def sub_types(config):
-    """The model types of the configs inside a config, by field."""
-    said = config.to_dict() if hasattr(config, "to_dict") else config
-    return {
-        key: value["model_type"]
-        for key, value in sorted(said.items())
-        if isinstance(value, dict) and isinstance(value.get("model_type"), str)
-    }
+def sub_types(said, path=""):
+    """The model types of the configs inside a config, by dotted field."""
+    found = {}
+    for key, value in sorted(said.items()):
+        if isinstance(value, dict):
+            if isinstance(value.get("model_type"), str):
+                found[path + key] = value["model_type"]
+            found |= sub_types(value, f"{path}{key}.")
+    return found
 
 
 def ties_of(model, transforms):
     """Pairs of tied parameters as [head in memory, head on disk, source in memory, source on disk]."""
-    for config in [model.config, *(getattr(model.config, key, None) for key in sub_types(model.config))]:
-        if hasattr(config, "to_dict"):
-            config.tie_word_embeddings = True
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.tie_word_embeddings = True
     try:
         tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     except Exception:
@@ -234,13 +260,14 @@ def ties_of(model, transforms):
 def seen(model_type, name):
     """One entry of the table, checked; raises with the reason where it cannot go in."""
     model = build(model_type, name)
-    rules = Rules(rules_of_model(model))
+    rules = rules_of_model(model)
+    if rules is None:
+        raise AssertionError("a parameter's name is also an older name of another one")
     wanted = distinct(model)
     full = get_model_conversion_mapping(model)
     transforms = get_model_conversion_mapping(model, add_legacy=False)
-    not_moved = [name for name in wanted if names_of(links(name, rules)[0]) != name]
-    if not_moved:
-        raise AssertionError(f"not idempotent: {not_moved[0]} -> {links(not_moved[0], rules)[0].parameter}")
+    if moved := [name for name in wanted if not itself(name, rules)]:
+        raise AssertionError(f"not idempotent: {moved[0]} -> {links(moved[0], rules)}")
     # Conversions that are refused anyway read sizes that our small tensors do not have.
     back = [
         each.reverse_transform()
@@ -253,7 +280,8 @@ def seen(model_type, name):
     modules = dict(model.named_modules())
     entry = {
         "rules": rules.rules,
-        "subs": sub_types(model.config),
+        "kept": sorted(rules.kept),
+        "subs": sub_types(model.config.to_dict()),
         "prefix": model.base_model_prefix,
         "ties": [],
         "conv1d": sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, Conv1D)}),
@@ -273,7 +301,7 @@ def seen(model_type, name):
                 continue
             raise AssertionError(f"not reverted: {error}") from error
         names |= set(disk)
-        if (wrong := disagreement(sorted(names), full, rules)) is not None:
+        if (wrong := disagreement(sorted(names), full, rules, model)) is not None:
             raise AssertionError(wrong)
         made, refused = rebuilt(model, disk, rules, plain)
         missing = [name for name in plain if name not in made and name not in refused]
@@ -315,7 +343,7 @@ def every(model_type):
 
 def tabled(found):
     """The table's JSON, from all entries that were seen."""
-    rules, lists, ties, subs = {}, {}, {}, {}
+    rules, lists, kept, subs, ties = {}, {}, {}, {}, {}
 
     def numbered(known, value):
         return known.setdefault(json.dumps(value), len(known))
@@ -337,6 +365,7 @@ def tabled(found):
             "classes": {
                 name: [
                     numbered(lists, [rule_of(rule) for rule in entry["rules"]]),
+                    numbered(kept, entry["kept"]),
                     numbered(subs, entry["subs"]),
                     numbered(ties, entry["ties"]),
                     entry["prefix"],
@@ -351,7 +380,7 @@ def tabled(found):
     return {
         "transformers": transformers.__version__,
         **{name: [json.loads(each) for each in known]
-           for name, known in {"rules": rules, "lists": lists, "subs": subs, "ties": ties}.items()},
+           for name, known in {"rules": rules, "lists": lists, "kept": kept, "subs": subs, "ties": ties}.items()},
         "types": types,
     }  # fmt: skip
 

@@ -103,12 +103,12 @@ def test_what_belongs_to_each_kind_of_place(tmp_path):
     """A folder has sidecars, a file by itself has none; only shards have an index."""
     write_shards(tmp_path, items())
     with open_checkpoint(tmp_path) as base:
-        assert (base.folder, base.index_name, base.index_metadata) == (tmp_path, INDEX, {"total_size": 1})
+        assert (base.folder, base.indexes) == (tmp_path, {INDEX: {"total_size": 1}})
         assert [file.name for file in base.files] == [FIRST, SECOND]
         assert base.config is None
         assert f"{len(items())} tensors, 2 files" in repr(base)
     with open_checkpoint(str(tmp_path / FIRST)) as base:
-        assert (base.folder, base.index_name, base.index_metadata) == (None, None, {})
+        assert (base.folder, base.indexes) == (None, {})
         assert set(base) == set(load_file(tmp_path / FIRST))
 
 

@@ -17,6 +17,7 @@ from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.session import Session
+from wiseft_core.store.hub import found
 from wiseft_core.types import Alpha
 from wiseft_core.version import __version__
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 
 def _version(asked: bool) -> None:
@@ -62,12 +63,15 @@ def interpolate(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
     extrapolate: flags.Extrapolate = False,
     copy_code: flags.CopyCode = False,
     weights: flags.Weights = None,
+    component: flags.Component = None,
+    variant: flags.Variant = None,
     adapter_name: flags.AdapterName = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -77,15 +81,15 @@ def interpolate(
 
     from wiseft_core.planning import plan as plan_of
 
-    source, tuned = checkpoint(base, weights), named(adapter, adapter_name)
+    chosen = flags.Chosen(weights, component, variant)
+    source, tuned = checkpoint(base, chosen), named(adapter, adapter_name)
     plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
-
+    session_of(context).settle()
     from wiseft_core.interpolation import interpolate as view_of
 
-    session_of(context).settle()
     view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
-    return write(view, out, written, reports.verify_command(out, base, [tuned], weights), as_json=as_json, quiet=quiet)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
+    return write(view, out, written, reports.verify_command(out, base, [tuned], chosen), as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -95,6 +99,8 @@ def plan(
     output_dtype: flags.OutputDtype = None,
     tied: flags.Tied = "untie",
     weights: flags.Weights = None,
+    component: flags.Component = None,
+    variant: flags.Variant = None,
     adapter_name: flags.AdapterName = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -110,12 +116,12 @@ def plan(
         from wiseft_core.dtypes import parse_dtype  # torch comes with dtypes, not with headers
 
         dtype = parse_dtype(output_dtype)
-    tuned = named(adapter, adapter_name)
-    found = plan_of(checkpoint(base, weights), tuned, tied=tied, output_dtype=dtype)
+    tuned, chosen = named(adapter, adapter_name), flags.Chosen(weights, component, variant)
+    seen = plan_of(checkpoint(base, chosen), tuned, tied=tied, output_dtype=dtype)
     if as_json:
-        say_json(found.as_dict())
+        say_json(seen.as_dict())
     elif not quiet:
-        say(reports.planned(found, next_step=reports.interpolate_command(base, tuned, weights)))
+        say(reports.planned(seen, next_step=reports.interpolate_command(base, tuned, chosen)))
     return 0
 
 
@@ -150,6 +156,8 @@ def verify(
     base: flags.AgainstBase = None,
     adapter: flags.AgainstAdapter = None,
     weights: flags.Weights = None,
+    component: flags.Component = None,
+    variant: flags.Variant = None,
     sample: flags.Sample = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -158,10 +166,10 @@ def verify(
 
     Against its manifest; with base and adapter, every tensor is computed again and compared.
     """
+    session_of(context).settle()
     from wiseft_core.verification import verify as check
 
-    session_of(context).settle()
-    source = None if base is None else checkpoint(base, weights)
+    source = None if base is None else checkpoint(base, flags.Chosen(weights, component, variant))
     with progress(f"checking {out.name}", quiet=quiet) as told:
         report = check(out, base=source, adapter=adapter or None, sample=sample, progress=told)
     if as_json:
@@ -182,9 +190,9 @@ def demo(
 
     It gets a LoRA and a DoRA, is interpolated at 0, 0.5 and 1, and what is promised is checked.
     """
+    session_of(context).settle()
     from wiseft_core.cli.demo import run_demo
 
-    session_of(context).settle()
     shown = run_demo(out, quiet=quiet)
     if as_json:
         say_json(shown.as_dict())
@@ -205,13 +213,14 @@ def write_as(
     max_shard_size: str | None,
     copy_code: bool,
     threads: int | None,
+    memory: str | None,
     no_sync: bool,
     resume: bool,
     max_output: str | None,
 ) -> dict[str, Any]:
     """The options that say how outputs are written, as `save_checkpoint` and `save_sweep` take them."""
     layout = {"max_shard_size": max_shard_size, "copy_code": copy_code, "max_bytes": max_output}
-    return {**layout, "threads": threads, "sync": not no_sync, "resume": resume}
+    return {**layout, "threads": threads, "memory": memory, "sync": not no_sync, "resume": resume}
 
 
 def write(view: StateDict, out: Path, options: Mapping[str, Any], next_step: str, *, as_json: bool, quiet: bool) -> int:
@@ -247,14 +256,14 @@ def session_of(context: typer.Context) -> Session:
 
 def named(adapter: Path, name: str | None) -> Path:
     """The folder of a named adapter."""
-    return adapter if name is None else adapter / name
+    return adapter if name is None else found(adapter) / name
 
 
-def checkpoint(base: Path, weights: str | None) -> Checkpoint:
+def checkpoint(base: Path, chosen: flags.Chosen) -> Checkpoint:
     """The base, opened."""
     from wiseft_core.store.checkpoint import open_checkpoint
 
-    return open_checkpoint(base, weights=weights)
+    return open_checkpoint(base, **chosen._asdict())
 
 
 def torch_dtype(text: str) -> torch.dtype:

@@ -49,12 +49,15 @@ def sweep(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
     extrapolate: flags.Extrapolate = False,
     copy_code: flags.CopyCode = False,
     weights: flags.Weights = None,
+    component: flags.Component = None,
+    variant: flags.Variant = None,
     adapter_name: flags.AdapterName = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -65,19 +68,18 @@ def sweep(
     """
     alphas = _alphas(context, alpha)
     asked = parse_metrics(metric or [])
-    source, tuned = checkpoint(base, weights), named(adapter, adapter_name)
+    source, tuned = checkpoint(base, flags.Chosen(weights, component, variant)), named(adapter, adapter_name)
 
     from wiseft_core.planning import plan as plan_of
 
     plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
-
+    session_of(context).settle()
     from wiseft_core.interpolation import sweep as views_of
     from wiseft_core.sweeping import save_sweep
 
-    session_of(context).settle()
     given = [combined(number, alpha_for or [], schedule) for number in alphas]
     views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
     begun = time.perf_counter()
     with progress(f"writing {out.name}", quiet=quiet) as told:
         report = save_sweep(
@@ -117,6 +119,7 @@ def combine(
     device: flags.Device = None,
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
+    memory: flags.Memory = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -125,6 +128,8 @@ def combine(
     as_adapter: flags.AsAdapter = None,
     rank: flags.Rank = None,
     weights: flags.Weights = None,
+    component: flags.Component = None,
+    variant: flags.Variant = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> int:
@@ -132,7 +137,8 @@ def combine(
 
     W_base + the sum of alpha·(W_tuned - W_base) over the adapters, whose order does not matter to a byte.
     """
-    pairs, source = _weighted(context, adapter), checkpoint(base, weights)
+    pairs, chosen = _weighted(context, adapter), flags.Chosen(weights, component, variant)
+    source = checkpoint(base, chosen)
     if as_adapter is not None or rank is not None:
         _check_join(context, as_adapter)
         session_of(context).settle()
@@ -140,12 +146,12 @@ def combine(
             source, pairs, out, str(as_adapter), rank, extrapolate, sync=not no_sync, as_json=as_json, quiet=quiet
         )
 
+    session_of(context).settle()
     from wiseft_core.combination import combine as view_of
 
-    session_of(context).settle()
     view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, no_sync, resume, max_output)
-    next_step = reports.verify_command(out, base, [path for path, _ in pairs], weights)
+    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
+    next_step = reports.verify_command(out, base, [path for path, _ in pairs], chosen)
     return write(view, out, written, next_step, as_json=as_json, quiet=quiet)
 
 
@@ -160,6 +166,8 @@ def rescale(
     base: flags.BaseOfAdapter = None,
     extrapolate: flags.Extrapolate = False,
     weights: flags.Weights = None,
+    component: flags.Component = None,
+    variant: flags.Variant = None,
     adapter_name: flags.AdapterName = None,
     no_sync: flags.NoSync = False,
     as_json: flags.Json = False,
@@ -168,16 +176,17 @@ def rescale(
     """Write an adapter to OUT that PEFT loads as the interpolated model."""
     given = alpha_of(context, alpha, alpha_for, schedule)
 
+    session_of(context).settle()
     from wiseft_core.adapters import save_adapter
     from wiseft_core.rescaling import rescale as rescaled
 
-    session_of(context).settle()
-    tuned, source = named(adapter, adapter_name), None if base is None else checkpoint(base, weights)
+    tuned, chosen = named(adapter, adapter_name), flags.Chosen(weights, component, variant)
+    source = None if base is None else checkpoint(base, chosen)
     report = save_adapter(rescaled(tuned, given, base=source, extrapolate=extrapolate), out, sync=not no_sync)
     if as_json:
         say_json(report.as_dict())
     elif not quiet:
-        say(reports.rescaled(report, given, next_step=reports.verify_command(out, base, [tuned], weights)))
+        say(reports.rescaled(report, given, next_step=reports.verify_command(out, base, [tuned], chosen)))
     return 0
 
 

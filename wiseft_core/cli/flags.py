@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
+
+
+class Chosen(NamedTuple):
+    """Which of the weights in a base are meant."""
+
+    weights: str | None = None
+    component: str | None = None
+    variant: str | None = None
+
+    def words(self) -> list[str]:
+        """The options that say so."""
+        return [word for name, value in self._asdict().items() if value for word in (f"--{name}", value)]
 
 
 def _path(text: str) -> Path:
@@ -15,7 +27,10 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-Base = Annotated[Path, typer.Argument(help="The base: a folder or file of safetensors.", parser=_path)]
+Base = Annotated[
+    Path,
+    typer.Argument(help="The base: a folder or file of safetensors, or a name on the hub: org/model.", parser=_path),
+]
 Adapter = Annotated[
     Path,
     typer.Argument(help="The adapter's folder, or a full fine-tuned checkpoint.", parser=_path),
@@ -72,6 +87,11 @@ AdapterName = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which adapter, where ADAPTER holds several in sub-folders.")
 ]
 Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Which file of BASE, where several could be meant.")]
+Component = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="One component alone of a pipeline: unet, transformer, text_encoder, ..."),
+]
+Variant = Annotated[str | None, typer.Option(metavar="NAME", help="Which variant of BASE: fp16, ...")]
 OutputDtype = Annotated[
     str | None, typer.Option(metavar="DTYPE", help="Dtype of every float tensor of the output: bf16, fp16, fp32, ...")
 ]
@@ -87,6 +107,10 @@ Tied = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="D", help="Where to compute: cpu, cuda:0, ...")]
 MaxShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Cut new shards of at most this size: 5GB.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that compute; the bits stay the same.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Use fewer threads where more memory than this were needed: 512MB."),
+]
 NoSync = Annotated[bool, typer.Option("--no-sync", help="Do not force the output to disk before it appears.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run of the same job was.")]
 MaxOutput = Annotated[str | None, typer.Option("--max-output", metavar="SIZE", help="Refuse to write more: 200GB.")]

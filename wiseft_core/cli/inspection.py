@@ -24,6 +24,7 @@ from wiseft_core.schedules import canonical
 from wiseft_core.sites import Site, collect
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, open_adapter
 from wiseft_core.store.checkpoint import open_checkpoint
+from wiseft_core.store.hub import found as found_at
 from wiseft_core.store.strict_json import as_mapping, read_json
 from wiseft_core.types import TensorSpec
 
@@ -130,6 +131,7 @@ def inspect_adapter(path: Path) -> Inspection:
         Unsupported: Its weights are not in a safetensors file.
         Fault: The operating system cannot read it.
     """
+    path = found_at(path)
     folder = path.parent if path.name == WEIGHTS_FILE else path
     refusals: list[WiseftError] = []
     config: AdapterConfig | None = None

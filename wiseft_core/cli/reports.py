@@ -13,6 +13,7 @@ from wiseft_core.errors import listed, show
 from wiseft_core.schedules import canonical
 
 if TYPE_CHECKING:
+    from wiseft_core.cli.flags import Chosen
     from wiseft_core.joining import Joined
     from wiseft_core.judging import SweepReport
     from wiseft_core.plans import Plan
@@ -140,18 +141,18 @@ def _notes(notes: Iterable[str]) -> list[str]:
     return [f"note: {show(note, limit=1000)}" for note in notes]
 
 
-def verify_command(out: Path, base: Path | None, adapters: Sequence[Path], weights: str | None) -> str:
+def verify_command(out: Path, base: Path | None, adapters: Sequence[Path], chosen: Chosen) -> str:
     """The command line that checks what was written."""
     made_from = [*(["--base", str(base)] if base is not None else [])]
     made_from += [word for adapter in adapters for word in ("--adapter", str(adapter))]
-    return _line(["wiseft", "verify", str(out), *made_from], weights)
+    return _line(["wiseft", "verify", str(out), *made_from, *chosen.words()])
 
 
-def interpolate_command(base: Path, adapter: Path, weights: str | None) -> str:
+def interpolate_command(base: Path, adapter: Path, chosen: Chosen) -> str:
     """The command line that does what was planned."""
-    return _line(["wiseft", "interpolate", str(base), str(adapter), "OUT", "--alpha", "0.5"], weights)
+    return _line(["wiseft", "interpolate", str(base), str(adapter), "OUT", "--alpha", "0.5", *chosen.words()])
 
 
-def _line(words: list[str], weights: str | None) -> str:
+def _line(words: list[str]) -> str:
     """Words as one line for a shell."""
-    return show(shlex.join([*words, *(["--weights", weights] if weights else [])]), limit=2000)
+    return show(shlex.join(words), limit=2000)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from wiseft_core.errors import NotFinite
 from wiseft_core.families._family import Change, Factors, Family, Hyper, Total
-from wiseft_core.families.lora import OPTIONS, delta, scale
+from wiseft_core.families.lora import OPTIONS, scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +27,9 @@ def measure(weight: Tensor, factors: Factors, hyper: Hyper) -> Tensor:
     Shapes:
         weight (out, in); A (rank, in); B (out, rank). Returns (out).
     """
-    from wiseft_core.numerics import moved, square_sum  # torch comes with arithmetic, not with a plan
+    from wiseft_core.numerics import added, square_sum  # torch comes with arithmetic, not with a plan
 
-    return square_sum(moved(weight, delta(factors, hyper), hyper.scale))
+    return square_sum(added(weight, factors["B"], factors["A"], hyper.scale))
 
 
 def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
@@ -52,9 +52,9 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Closed: see `rescaled`.
     Source: Liu et al. 2024, arXiv:2402.09353, eq. 5. The norm has no epsilon, as in PEFT.
     """
-    from wiseft_core.numerics import moved, square_sum  # torch comes with arithmetic, not with a plan
+    from wiseft_core.numerics import added, square_sum  # torch comes with arithmetic, not with a plan
 
-    direction = moved(weight, delta(factors, hyper), hyper.scale)
+    direction = added(weight, factors["B"], factors["A"], hyper.scale)
     norm = _norm(square_sum(direction) if total is None else total)
     return direction.mul_((factors["magnitude"] / norm).unsqueeze(1))
 

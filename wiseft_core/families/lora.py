@@ -72,6 +72,7 @@ LORA = Family(
             factors={"A": "rank in", "B": "out rank"},
             delta=delta,
             layouts=("linear", "transposed", "convolution", "embedding"),
+            product=("B", "A"),
             linear="B",
         ),
         "bias": Change(factors={"bias": "out"}, delta=delta_of_bias, layouts=("whole",), linear="bias"),

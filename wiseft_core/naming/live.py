@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from wiseft_core.naming.renames import How, Rule, Rules
+from wiseft_core.naming.links import Link
+from wiseft_core.naming.renames import How, Rule, Rules, form, links
 
 LEFT_OUT: Final = (
     "quantization_config",
@@ -31,7 +32,7 @@ def live_rules(base_config: Mapping[str, Any]) -> Rules | None:
         None where transformers is not installed, does not know the type, or would need the base's own code.
     """
     model = _built(base_config)
-    return None if model is None else Rules(rules_of_model(model))
+    return None if model is None else rules_of_model(model)
 
 
 def _built(base_config: Mapping[str, Any]) -> Any:
@@ -49,7 +50,7 @@ def _built(base_config: Mapping[str, Any]) -> Any:
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
     try:
-        config = CONFIG_MAPPING[model_type].from_dict({k: v for k, v in base_config.items() if k not in LEFT_OUT})
+        config = CONFIG_MAPPING[model_type].from_dict(_cleaned(base_config))
         named = architectures[0] if isinstance(architectures, list) and architectures else None
         model_class = MODEL_MAPPING[type(config)] if named is None else getattr(transformers, str(named), None)
         if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
@@ -60,6 +61,15 @@ def _built(base_config: Mapping[str, Any]) -> Any:
         return None
 
 
+def _cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what is left out, also in the configs inside it."""
+    return {
+        key: _cleaned(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in LEFT_OUT
+    }
+
+
 def _has_own_code(value: object) -> bool:
     """Whether a config.json names code of its own anywhere."""
     if isinstance(value, Mapping):
@@ -67,15 +77,27 @@ def _has_own_code(value: object) -> bool:
     return isinstance(value, list) and any(map(_has_own_code, value))
 
 
-def rules_of_model(model: Any) -> list[Rule]:
+def rules_of_model(model: Any) -> Rules | None:
     """The rules of a model that was built.
 
     Args:
         model: A transformers model; no weights are needed.
+
+    Returns:
+        None where a parameter's name is also an older name of another one, so that only the whole file could tell.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    return [_rule(transform, model) for transform in get_model_conversion_mapping(model)]
+    names = model.state_dict()
+    rules = Rules([_rule(transform, model) for transform in get_model_conversion_mapping(model)])
+    moved = {}
+    for name in names:
+        found = links(name, rules)
+        if found != (Link(name, across=found[0].across, why=found[0].why),):
+            moved[name] = found
+    if any(link.parameter in names for found in moved.values() for link in found):
+        return None
+    return Rules(rules.rules, {form(name) for name in moved}) if moved else rules
 
 
 def _rule(transform: Any, model: Any) -> Rule:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from wiseft_core.naming.links import Link, Part
@@ -26,8 +26,7 @@ LONGEST: Final = 500
 REMEMBERED: Final = 1 << 14
 DIGITS: Final = "".join(c for c in map(chr, range(0x80, 0x20000)) if unicodedata.category(c) == "Nd")[:LONGEST]
 """Digits of other scripts: `\\d` and `\\w` take them for digits, and no rule spells one out."""
-SCRIPTS: Final = re.compile(f"[{DIGITS}]")
-DIGIT: Final = re.compile("[0-9]")
+DIGIT: Final = re.compile(r"\d")
 NUMBER: Final = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 """The index of a module in a list: a whole component."""
 INDEX: Final = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -72,13 +71,14 @@ class Rule(NamedTuple):
 class Rules:
     """The rules of one architecture, ready to be applied."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], kept: Collection[str] = ()) -> None:
         """Compile.
 
         Args:
             rules: All renamings and conversions, in transformers' order.
+            kept: Names in memory that the rules would rename, and that transformers therefore leaves alone: as `form`.
         """
-        self.rules = tuple(rules)
+        self.rules, self.kept = tuple(rules), frozenset(kept)
         compiled = [_Compiled(rule) for rule in self.rules]
         self._renamings = [each for each in compiled if each.rule.how is None]
         self._conversions = [each for each in compiled if each.rule.how is not None]
@@ -87,28 +87,31 @@ class Rules:
         self._known: dict[str, tuple[_Found, ...] | None] = {}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rules) and self.rules == other.rules
+        return isinstance(other, Rules) and (self.rules, self.kept) == (other.rules, other.kept)
 
     def __hash__(self) -> int:
-        return hash(self.rules)
+        return hash((self.rules, self.kept))
 
     def plain(self, name: str) -> tuple[Link, ...]:
         """`links`, with nothing remembered."""
+        if self.kept and form(name) in self.kept:
+            return (Link(name),)
         return tuple(found.filled({}) for found in self._mapped(name)[0])
 
     def remembered(self, name: str) -> tuple[Link, ...]:
         """`links`, where a name that differs from an earlier one in its indexes alone is not worked out again."""
-        if not self._uniform or not name.isascii():
+        if not self._uniform or not name.isascii() or (self.kept and form(name) in self.kept):
             return self.plain(name)
         indexes = "".join(NUMBER.findall(name))
         letters = iter(DIGITS)
         shape = NUMBER.sub(lambda number: "".join(next(letters) for _ in number[0]), name)
-        if shape not in self._known:
+        try:
+            known = self._known[shape]
+        except KeyError:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
             mapped, sure = self._mapped(shape)
-            self._known[shape] = mapped if sure else None
-        known = self._known[shape]
+            known = self._known[shape] = mapped if sure else None
         if known is None:
             return self.plain(name)
         digits = dict(zip(map(ord, DIGITS), indexes, strict=False))
@@ -124,6 +127,15 @@ class Rules:
             if (hit := conversion.find(name)) is not None:
                 return conversion.linked(hit, why), sure and hit.sure
         return (_Found(Link(name, why=why)),), sure
+
+
+def form(name: str) -> str:
+    """A name with its indexes left out.
+
+    Args:
+        name: A tensor's name.
+    """
+    return NUMBER.sub("#", name)
 
 
 def links(name: str, rules: Rules) -> tuple[Link, ...]:
@@ -147,10 +159,9 @@ class _Found(NamedTuple):
 
     def filled(self, digits: dict[int, str]) -> Link:
         """The link, with the name's own digits."""
-        link, expert = self.link, self.expert.translate(digits)
-        if digits:
-            link = link._replace(parameter=link.parameter.translate(digits))
-        return link._replace(expert=int(expert)) if expert else link
+        parameter, _, part, own, across, why = self.link
+        expert = self.expert.translate(digits)
+        return Link(parameter.translate(digits), int(expert) if expert else None, part, own, across, why)
 
 
 class _Hit(NamedTuple):
@@ -178,8 +189,7 @@ class _Compiled:
         text, target = found[0], self.rule.to[0]
         if "\\1" in target:
             target = target.replace("\\1", found[self.regex.groupindex[found.lastgroup] + 1])
-        alike = SCRIPTS.sub("0", seen)
-        sure = alike.find(SCRIPTS.sub("0", text)) == found.start()
+        sure = DIGIT.sub("0", seen).find(DIGIT.sub("0", text)) == found.start()
         renamed = (prefix or "") + seen.replace(text, target, 1)
         return _Hit(renamed, int(found.lastgroup[1:]), text, sure)
 

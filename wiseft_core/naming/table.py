@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple
 from wiseft_core.naming.renames import How, Rule, Rules
 
 TABLE: Final = Path(__file__).with_name("transformers.json")
+TOWERS: Final = ("vision_config", "audio_config")
+"""The configs of models inside a model that are always bare models."""
 
 
 class Tie(NamedTuple):
@@ -68,11 +70,11 @@ def architecture_of(base_config: Mapping[str, Any] | None) -> Architecture | Non
     name = named[0] if isinstance(named, list) and named else said["base"]
     if not isinstance(name, str) or name not in classes:
         return None
-    rules, subs, ties, prefix = classes[name]
-    if not all(_like(base_config.get(field), usual) for field, usual in _table()["subs"][subs].items()):
+    rules, kept, subs, ties, prefix = classes[name]
+    if not all(_like(base_config, field.split("."), usual) for field, usual in _table()["subs"][subs].items()):
         return None
     return Architecture(
-        _rules(rules), _ties(ties), prefix, frozenset(said.get("conv1d", ())), said.get("transposed", False)
+        _rules(rules, kept), _ties(ties), prefix, frozenset(said.get("conv1d", ())), said.get("transposed", False)
     )
 
 
@@ -106,18 +108,25 @@ def transposed_experts(base_config: Mapping[str, Any] | None) -> bool | None:
     return None if found is None else found.transposed
 
 
-def _like(config: object, usual: str) -> bool:
+def _like(config: object, field: list[str], usual: str) -> bool:
     """Whether a config inside a config brings the same rules with it as the type that the table saw there."""
+    for key in field:
+        config = config.get(key) if isinstance(config, Mapping) else config
     if not isinstance(config, Mapping):
         return config is None  # transformers takes the usual one
     other = config.get("model_type", usual)
     if other == usual:
         return True
-    types = _table()["types"]
-    mine, theirs = (types.get(each) if isinstance(each, str) else None for each in (other, usual))
-    if mine is None or theirs is None or mine["base"] is None or theirs["base"] is None:
-        return False
-    return bool(mine["classes"][mine["base"]][:2] == theirs["classes"][theirs["base"]][:2])
+    tower = field[-1] in TOWERS
+    lists = _lists(other, tower) if isinstance(other, str) else set()
+    return len(lists) == 1 and lists == _lists(usual, tower)
+
+
+def _lists(model_type: str, bare: bool) -> set[tuple[int, ...]]:
+    """The lists of rules that the classes of a type have, or its bare model alone; none where it is not known."""
+    said = _table()["types"].get(model_type, {"base": None, "classes": {}})
+    names = [said["base"]] if bare else said["classes"]
+    return {tuple(said["classes"][name][:3]) for name in names if name}
 
 
 @cache
@@ -128,15 +137,15 @@ def _table() -> dict[str, Any]:
 
 
 @cache
-def _rules(number: int) -> Rules:
-    """One list of rules."""
+def _rules(number: int, kept: int) -> Rules:
+    """One list of rules, and the names that they leave alone."""
     table, found = _table(), []
     for each in table["lists"][number]:
         at, *scope = each if isinstance(each, list) else [each]
         said = table["rules"][at]
         how = How(**said["how"]) if "how" in said else None
         found.append(Rule(said["pattern"], tuple(said["to"]), tuple(scope), how, said.get("why", "")))
-    return Rules(found)
+    return Rules(found, table["kept"][kept])
 
 
 @cache

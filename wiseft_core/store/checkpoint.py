@@ -14,8 +14,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from wiseft_core.errors import BindingError, CheckpointError, Unsupported, listed, nearest
+from wiseft_core.store import hub
 from wiseft_core.store.files import FILES, Files
-from wiseft_core.store.locate import Place, locate, read_index
+from wiseft_core.store.locate import Place, read_index
+from wiseft_core.store.pipelines import find
 from wiseft_core.store.reader import TensorFile
 from wiseft_core.store.strict_json import as_mapping, read_json
 from wiseft_core.types import BITS, TensorSpec
@@ -35,12 +37,16 @@ class Checkpoint(Mapping[str, "Tensor"]):
     Attributes:
         path: What was opened.
         folder: The folder whose other files belong to the checkpoint; None where a single file was opened.
-        files: Its files, in the order of their names.
+        files: Its files, in the order of their names; of a pipeline, with the folder of the component in front.
+        components: The components of a pipeline, sorted: the first parts of its tensors' names. Else none.
         specs: Dtype and shape by name, in the order on disk: by file, then by offset.
-        config: What config.json beside the weights says, or None.
-        index_name: The file name of the index, or None.
-        index_metadata: What the index says of the whole, such as total_size.
+        configs: What config.json beside the weights says, by component; of a checkpoint that is not a pipeline by "".
+        config: The config of a checkpoint that is not a pipeline, or None.
+        indexes: What each index says of the whole, such as total_size, by its file name.
+        component: The component of a pipeline that it was asked to be; None where none was named.
     """
+
+    component: str | None = None
 
     def __init__(
         self,
@@ -48,13 +54,15 @@ class Checkpoint(Mapping[str, "Tensor"]):
         files: Sequence[TensorFile],
         *,
         folder: Path | None = None,
-        config: Mapping[str, object] | None = None,
-        index_name: str | None = None,
-        index_metadata: Mapping[str, object] | None = None,
+        configs: Mapping[str, Mapping[str, object]] | None = None,
+        indexes: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
-        self.path, self.folder, self.config = path, folder, config
+        self.path, self.folder = path, folder
         self.files = tuple(files)
-        self.index_name, self.index_metadata = index_name, dict(index_metadata or {})
+        self.configs, self.indexes = dict(configs or {}), dict(indexes or {})
+        self.config = self.configs.get("")
+        prefixes = dict.fromkeys(file.header.prefix for file in self.files)
+        self.components = tuple(prefix.removesuffix(".") for prefix in prefixes if prefix)
         self.specs: Mapping[str, TensorSpec] = {
             name: spec for file in files for name, spec in file.header.specs.items()
         }
@@ -86,12 +94,12 @@ class Checkpoint(Mapping[str, "Tensor"]):
                 hint=f"nearest names: {listed(near)}" if near else "list(checkpoint) gives the names",
             )
         self._dtype_of(name)
-        tensor: Tensor = self._map_of(name).get_tensor(name)
+        tensor: Tensor = self._map_of(name).get_tensor(self._stored(name))
         return tensor
 
     def get_slice(self, name: str) -> Any:
         """A lazy view of a tensor with safetensors' words: `get_shape()`, `get_dtype()` and `[i:j]`."""
-        return self._map_of(name).get_slice(name)
+        return self._map_of(name).get_slice(self._stored(name))
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements `start` to `stop` of a tensor, read from the file into memory of their own.
@@ -130,6 +138,10 @@ class Checkpoint(Mapping[str, "Tensor"]):
             self._maps.clear()
         for file in self.files:
             file.close()
+
+    def _stored(self, name: str) -> str:
+        """What a tensor is called in its file."""
+        return name.removeprefix(self._homes[name].header.prefix)
 
     def _dtype_of(self, name: str) -> Any:
         """Torch's dtype for a tensor."""
@@ -199,11 +211,16 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint: read its headers and its config, and check that they agree. No tensor is read.
 
+    A diffusers pipeline is one checkpoint, in which the name of a tensor starts with that of its component:
+    `unet.conv_in.weight`.
+
     Args:
         path: A folder with `model.safetensors`, `model.safetensors.index.json` or diffusers' names for them, or with
-            one other .safetensors file; a repository or snapshot in a Hugging Face cache; a single file.
-        component: The sub-folder that holds the model, as in a diffusers pipeline.
-        variant: The variant to open, "fp16" for `model.fp16.safetensors`.
+            one other .safetensors file; a pipeline, which has a `model_index.json`; a repository or snapshot in a
+            Hugging Face cache; a single file; or, where no such path is, a name on the hub: `org/model`, or
+            `org/model@revision`.
+        component: The sub-folder that holds the model: of a pipeline this component alone, by its own names.
+        variant: The variant to open, "fp16" for `model.fp16.safetensors`; in a pipeline of each component that has it.
         weights: The file to open where the folder holds several.
         files: The seam to the file system.
     Raises:
@@ -212,23 +229,27 @@ def open_checkpoint(
         ConfigError: `component`, `variant` or `weights` is not a bare name.
         Fault: The operating system cannot read a file.
     """
-    given = Path(path)
-    place = locate(given, component=component, variant=variant, weights=weights, files=files)
-    beside = place.file.parent / CONFIG_FILE
-    config = as_mapping(read_json(beside, files), f"{beside}") if os.path.lexists(beside) else None
-    index = read_index(place.file, files) if place.is_index else None
+    given = hub.found(path, files)
+    root, places = find(given, component=component, variant=variant, weights=weights, files=files)
+    configs, indexes = dict[str, Mapping[str, object]](), dict[str, Mapping[str, object]]()
+    shards = list[TensorFile]()
     with ExitStack() as opened:
-        shards = [opened.enter_context(file) for file in _open_files(place, index and index.weight_map, files)]
-        _check_union(shards, index and index.weight_map, place.file)
+        for part, place in places.items():
+            beside = place.file.parent / CONFIG_FILE
+            if os.path.lexists(beside):
+                configs[part] = as_mapping(read_json(beside, files), f"{beside}")
+            index = read_index(place.file, files) if place.is_index else None
+            if index is not None:
+                indexes[f"{part}/{place.file.name}" if part else place.file.name] = index.metadata
+            found = [opened.enter_context(file) for file in _open_files(place, index and index.weight_map, files)]
+            _check_union(found, index and index.weight_map, place.file)
+            for file in found if part else ():
+                file.join(part)
+            shards += found
         opened.pop_all()
-    return Checkpoint(
-        given,
-        shards,
-        folder=place.folder,
-        config=config,
-        index_name=place.file.name if index else None,
-        index_metadata=index.metadata if index else None,
-    )
+    whole = Checkpoint(given, shards, folder=root, configs=configs, indexes=indexes)
+    whole.component = component
+    return whole
 
 
 def _open_files(place: Place, weight_map: Mapping[str, str] | None, files: Files) -> Iterator[TensorFile]:

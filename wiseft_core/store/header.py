@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from wiseft_core.errors import CheckpointError
@@ -42,6 +42,7 @@ class Header:
         metadata: The free text that the file carries, in its own order.
         payload: Bytes of payload.
         raw: The length and the JSON with its padding, exactly as on disk.
+        prefix: What stands in front of the names on disk here: the component of a pipeline that the file belongs to.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -49,6 +50,7 @@ class Header:
     metadata: Mapping[str, str]
     payload: int
     raw: bytes
+    prefix: str = ""
 
     @property
     def start(self) -> int:
@@ -59,6 +61,12 @@ class Header:
     def size(self) -> int:
         """Bytes of the whole file."""
         return self.start + self.payload
+
+    def under(self, prefix: str) -> Header:
+        """The header of the very same bytes, with `prefix` in front of every name."""
+        specs = {prefix + name: spec for name, spec in self.specs.items()}
+        offsets = {prefix + name: offset for name, offset in self.offsets.items()}
+        return replace(self, specs=specs, offsets=offsets, prefix=prefix)
 
 
 def header_length(first: bytes, size: int, where: str, *, limit: int = HEADER_LIMIT) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,7 +22,7 @@ ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_config.json")
 INDEX_LIMIT: Final = 64 << 20
 """Indexes of the largest models have outgrown the limit of other JSON files: 90 000 tensors make 9 MB."""
 
-_FOREIGN: Final = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+FOREIGN: Final = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 _STATE: Final = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 _SHARD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}\.")
@@ -78,13 +78,22 @@ def locate(
     with faults("look at it", path):
         if not path.is_dir():
             return _single(path, [argument for argument, value in asked.items() if value is not None])
-        folder = _snapshot(path, files)
+        folder = snapshot(path, files)
     folder = folder / component if component else folder
     with faults("list it", folder):
         names = sorted(os.listdir(folder))
     if weights is not None:
         return Place(_readable(folder / weights), folder)
-    found = [name for name in _spellings(variant) if name in names]
+    return chosen(folder, names, variant)
+
+
+def chosen(folder: Path, names: Sequence[str], variant: str | None) -> Place:
+    """The one file of weights among the `names` in a folder.
+
+    Raises:
+        CheckpointError, Unsupported: As for `locate`.
+    """
+    found = spelled(names, variant)
     if not found and variant is None:
         found = [name for name in names if _is_plain(name)]
     if len(found) > 1:
@@ -135,7 +144,7 @@ def _single(path: Path, asked: list[str]) -> Place:
             f"{path}",
             expected="a checkpoint: a folder or a .safetensors file",
             got="no such file or folder",
-            hint="check the spelling; names on a hub are not looked up, and nothing is downloaded",
+            hint="check the spelling; this is no name on a hub, such as org/model, and nothing is downloaded",
         )
     if asked:
         raise ConfigError(
@@ -150,7 +159,7 @@ def _single(path: Path, asked: list[str]) -> Place:
 
 def _readable(path: Path) -> Path:
     """`path`, where its name does not say that we cannot read it."""
-    if path.suffix in _FOREIGN:
+    if path.suffix in FOREIGN:
         raise _foreign(f"{path}", path.name)
     if path.suffix == ".json" and f"{SUFFIX}.index." not in path.name:
         raise CheckpointError(
@@ -159,26 +168,47 @@ def _readable(path: Path) -> Path:
     return path
 
 
-def _snapshot(path: Path, files: Files) -> Path:
+def snapshot(path: Path, files: Files) -> Path:
     """The snapshot that refs/main names, where `path` is the root of a repository in a Hugging Face cache."""
     if not (path / "snapshots").is_dir() or not path.name.startswith("models--"):
         return path
-    reference = path / "refs" / "main"
+    return path / "snapshots" / commit(path / "refs" / "main", files)
+
+
+def commit(reference: Path, files: Files) -> str:
+    """The name of the snapshot in a reference of a Hugging Face cache."""
     descriptor = files.open_read(reference)
     try:
         data = bytearray(min(files.identity(descriptor)[2], 201))
         files.read_into(descriptor, memoryview(data), 0, reference)
     finally:
         files.close(descriptor)
-    commit = data.decode("utf-8", "replace").strip()
-    if not _SHARD.fullmatch(commit):
+    found = data.decode("utf-8", "replace").strip()
+    if not _SHARD.fullmatch(found):
         raise CheckpointError(
             f"{reference}",
             expected="the name of a snapshot",
-            got=repr(commit),
+            got=repr(found),
             hint="name the snapshot's folder itself",
         )
-    return path / "snapshots" / commit
+    return found
+
+
+def variant_of(names: Iterable[str]) -> str | None:
+    """The variant that the names of some files of weights say, where all that say one say the same."""
+    found = {match[2] for name in names if (match := _VARIANT.fullmatch(name.rpartition("/")[2]))}
+    return found.pop() if len(found) == 1 else None
+
+
+def stem_of(name: str) -> str:
+    """How the weights in a file of this name are called: as transformers does, where it is not one of its names."""
+    bare = name.rpartition("/")[2]
+    return next((stem for stem in STEMS if bare.startswith((f"{stem}.", f"{stem}-"))), STEMS[0])
+
+
+def spelled(names: Collection[str], variant: str | None) -> list[str]:
+    """Those of `names` that are spelled as weights or their index are."""
+    return [name for name in _spellings(variant) if name in names]
 
 
 def _spellings(variant: str | None) -> list[str]:
@@ -193,10 +223,10 @@ def _is_plain(name: str) -> bool:
     return name.endswith(SUFFIX) and not special
 
 
-def _nothing(folder: Path, names: list[str], variant: str | None) -> CheckpointError | Unsupported:
+def _nothing(folder: Path, names: Sequence[str], variant: str | None) -> CheckpointError | Unsupported:
     """The refusal of a folder without weights that we can read, with the likeliest reason."""
     tensors = [name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
-    foreign = [name for name in names if name.endswith(_FOREIGN) and not name.startswith(_STATE)]
+    foreign = [name for name in names if name.endswith(FOREIGN) and not name.startswith(_STATE)]
     variants = {match[2] for name in names if (match := _VARIANT.fullmatch(name))}
     got = listed(tensors or names, most=9) or "an empty folder"
     if variant is not None:

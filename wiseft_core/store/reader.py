@@ -21,7 +21,7 @@ class TensorFile:
 
     Attributes:
         path: The file, as it was given.
-        name: Its name in its folder.
+        name: Its name in the folder of the checkpoint: of a component of a pipeline, with the component's folder.
         header: What it says of its tensors.
         descriptor: The one descriptor that everything is read from; closed by `close`, or with the last reference.
     """
@@ -55,6 +55,10 @@ class TensorFile:
         except BaseException:
             files.close(descriptor)
             raise
+
+    def join(self, component: str) -> None:
+        """Become a file of a pipeline: its name and those of its tensors start with the component."""
+        self.name, self.header = f"{component}/{self.name}", self.header.under(f"{component}.")
 
     def spec(self, name: str) -> TensorSpec:
         """Dtype and shape of a tensor."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from wiseft_core.errors import ConfigError
+from wiseft_core.errors import CheckpointError, ConfigError, listed
 from wiseft_core.store.header import Header, build_header
 from wiseft_core.types import TensorSpec
 
@@ -42,22 +42,27 @@ def keep_shards(
     Args:
         existing: Name and header of each file of the base, in the base's order; at least one.
         specs: What to write: tensors that the base has, with another dtype or shape perhaps, and new ones.
-        home: For a new tensor, the tensor whose file it joins; those not in it join the last file.
+        home: For a new tensor, the tensor whose file it joins; those not in it join the last file, of a pipeline the
+            last of their component.
     Raises:
-        CheckpointError: A changed header cannot be stored in a safetensors file.
+        CheckpointError: A changed header cannot be stored in a safetensors file, or a new tensor is of no component.
     """
     place = {name: at for at, (_, header) in enumerate(existing) for name in header.specs}
+    last = {header.prefix: at for at, (_, header) in enumerate(existing)}
     gained: list[dict[str, TensorSpec]] = [{} for _ in existing]
     for name, spec in specs.items():
         if name not in place:
-            place[name] = place.get(home.get(name, ""), len(existing) - 1)
+            prefix = _prefix_of(name, last)
+            at = place.get(home.get(name, ""))
+            place[name] = last[prefix] if at is None or existing[at][1].prefix != prefix else at
             gained[place[name]][name] = spec
     shards = []
     for (file, header), new in zip(existing, gained, strict=True):
         held = {name: specs[name] for name in header.specs if name in specs} | new
         same = held == header.specs
         if held or same:
-            shards.append(Shard(file, header if same else build_header(held, header.metadata, canonical=False)))
+            changed = header if same else _header(held, header.metadata, header.prefix, canonical=False)
+            shards.append(Shard(file, changed))
     return tuple(shards)
 
 
@@ -67,6 +72,7 @@ def split_shards(
     max_shard_size: int | None,
     stem: str = "model",
     metadata: Mapping[str, str],
+    component: str = "",
 ) -> tuple[Shard, ...]:
     """A fresh layout of `specs`: one file where it fits, else files filled in order.
 
@@ -75,6 +81,7 @@ def split_shards(
         max_shard_size: The most bytes of tensors in one file; a larger tensor gets a file of its own. None: no limit.
         stem: What the file names start with.
         metadata: What each header carries.
+        component: The component of a pipeline that all of them belong to, and are named after.
     Raises:
         CheckpointError: A name or the metadata cannot be stored in a safetensors file.
     Source: huggingface_hub 1.x, serialization/_base.py, split_state_dict_into_shards_factory, so that names and
@@ -96,13 +103,51 @@ def split_shards(
         groups.append(current)
     total = len(groups)
     names = [f"{stem}-{at:05d}-of-{total:05d}" for at in range(1, total + 1)] if total > 1 else [stem]
+    folder, prefix = (f"{component}/", f"{component}.") if component else ("", "")
     return tuple(
-        Shard(f"{name}.safetensors", build_header(group, metadata)) for name, group in zip(names, groups, strict=True)
+        Shard(f"{folder}{name}.safetensors", _header(group, metadata, prefix))
+        for name, group in zip(names, groups, strict=True)
     )
 
 
+def by_component(specs: Mapping[str, TensorSpec], components: Sequence[str]) -> dict[str, dict[str, TensorSpec]]:
+    """The tensors of each component of a pipeline.
+
+    Raises:
+        CheckpointError: A tensor is of none.
+    """
+    prefixes = {f"{component}.": component for component in components}
+    found: dict[str, dict[str, TensorSpec]] = {component: {} for component in components}
+    for name, spec in specs.items():
+        found[prefixes[_prefix_of(name, prefixes)]][name] = spec
+    return found
+
+
+def _prefix_of(name: str, prefixes: Collection[str]) -> str:
+    """The prefix of the files that a tensor can go into: its component's, or none where there are no components."""
+    found = "" if "" in prefixes else name[: name.find(".") + 1]
+    if found not in prefixes:
+        raise CheckpointError(
+            f"{name} — of no component of the pipeline",
+            expected=f"a name that starts with {listed(prefixes, most=9)}",
+            got=name,
+            hint="a tensor is written into the folder of its component: name it after one",
+        )
+    return found
+
+
+def _header(
+    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], prefix: str, *, canonical: bool = True
+) -> Header:
+    """The header of a file whose names on disk lack the prefix that they have in `specs`."""
+    if not prefix:
+        return build_header(specs, metadata, canonical=canonical)
+    bare = {name.removeprefix(prefix): spec for name, spec in specs.items()}
+    return build_header(bare, metadata, canonical=canonical).under(prefix)
+
+
 def index_bytes(shards: Sequence[Shard], metadata: Mapping[str, object]) -> bytes:
-    """The index over `shards`, spelled as transformers writes it.
+    """The index over `shards` of one folder, spelled as transformers writes it.
 
     Args:
         shards: The files.
@@ -111,7 +156,11 @@ def index_bytes(shards: Sequence[Shard], metadata: Mapping[str, object]) -> byte
     total = sum(shard.header.payload for shard in shards)
     index = {
         "metadata": {**metadata, "total_size": total},
-        "weight_map": {name: shard.name for shard in shards for name in shard.header.specs},
+        "weight_map": {
+            name.removeprefix(shard.header.prefix): shard.name.rpartition("/")[2]
+            for shard in shards
+            for name in shard.header.specs
+        },
     }
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode("ascii")
 

@@ -33,6 +33,7 @@ TOKENIZER_PROOF: Final = frozenset({"tokenizer.json", "tokenizer_config.json", "
 """An adapter folder with one of these has a tokenizer of its own."""
 ENTRY_LIMIT: Final = 10_000
 TOKENIZERS_DIFFER: Final = "the adapters bring different tokenizers: the base's is kept"
+TOKENIZERS_STAY: Final = "an adapter's tokenizer: a pipeline keeps those that it has"
 _FOLDERS: Final = frozenset({".git", ".cache"})
 
 
@@ -59,7 +60,13 @@ class _Found:
 
 
 def plan_sidecars(
-    base_folder: Path | None, adapter_folders: Sequence[Path], *, copy_code: bool, taken: Collection[str], files: Files
+    base_folder: Path | None,
+    adapter_folders: Sequence[Path],
+    *,
+    copy_code: bool,
+    taken: Collection[str],
+    files: Files,
+    pipeline: bool = False,
 ) -> Sidecars:
     """What to copy from beside the weights of the base, and the tokenizer of the adapter where it has one.
 
@@ -72,6 +79,7 @@ def plan_sidecars(
         copy_code: Take `*.py` too.
         taken: Relative names that the run reads or writes by itself; they are neither copied nor listed.
         files: The seam to look through.
+        pipeline: The base is a pipeline, whose tokenizers lie in folders of their own: they stay.
     Raises:
         CheckpointError: More than 10000 entries.
         Fault: A folder cannot be read.
@@ -79,11 +87,13 @@ def plan_sidecars(
     found = list(_walk(base_folder, files)) if base_folder is not None else []
     found = [_judge(entry, copy_code) for entry in found if entry.name not in taken]
     brought = [entries for folder in adapter_folders if (entries := _tokenizer(folder, copy_code, taken, files))]
-    if brought and all(_contents(entries, files) == _contents(brought[0], files) for entries in brought[1:]):
+    alike = not pipeline and all(_contents(entries, files) == _contents(brought[0], files) for entries in brought[1:])
+    if brought and alike:
         found = [_replaced(entry) if _of_tokenizer(entry.name) else entry for entry in found] + brought[0]
     elif brought:
         names = sorted({entry.name for entries in brought for entry in entries})
-        found += [_Found(name, base_folder or Path(), TOKENIZERS_DIFFER) for name in names]
+        reason = TOKENIZERS_STAY if pipeline else TOKENIZERS_DIFFER
+        found += [_Found(name, base_folder or Path(), reason) for name in names]
     copies = {entry.name: entry.source for entry in found if entry.reason is None}
     left_out = {(show(entry.name), entry.reason) for entry in found if entry.reason is not None}
     return Sidecars(tuple(sorted(copies.items())), tuple(sorted(left_out)))
@@ -141,8 +151,9 @@ def _walk(root: Path, files: Files, *, tokenizer_only: bool = False) -> Iterator
     """Every entry under `root` that is not a folder, and the folders that are not entered."""
     real = files.resolve(root)
     allowed = [real]
-    if real.parent.name == "snapshots":
-        allowed.append(real.parent.parent / "blobs")
+    for place in (real, real.parent):  # a snapshot, or a component of one
+        if place.parent.name == "snapshots":
+            allowed.append(place.parent.parent / "blobs")
     seen = 0
     # Each folder to visit carries the real folders above it: a link back to one of them would never end.
     todo: list[tuple[str, Path, frozenset[Path]]] = [("", real, frozenset({real}))]

@@ -18,9 +18,12 @@ from wiseft_core.errors import CheckpointError
 from wiseft_core.store.files import Buffer, Files, faults
 from wiseft_core.store.header import Header
 from wiseft_core.store.reader import TensorFile
+from wiseft_core.store.trail import Trail
 
-CHUNK: Final = 4 << 20
-"""Bytes read at once to digest a file."""
+CHUNK: Final = 1 << 20
+"""Bytes read at once to digest a file: what is read is still in the processor's cache then."""
+COPY: Final = 8 << 20
+"""Bytes copied at once, and then digested, for the same reason."""
 
 
 class ShardWriter:
@@ -34,14 +37,18 @@ class ShardWriter:
         files: The seam to write through.
         same: A file that it will be a copy of: where the file system can, the two share their extents, and `is_whole`
             says that no payload is missing.
+        digested: Digest what is written as it comes; without, `finish` reads it all.
     Raises:
         Fault: The operating system refuses, for want of space above all.
     """
 
     _left: dict[str, int]
     _descriptor: int | None
+    _trail: Trail | None
 
-    def __init__(self, path: Path, header: Header, files: Files, same: TensorFile | None = None) -> None:
+    def __init__(
+        self, path: Path, header: Header, files: Files, same: TensorFile | None = None, *, digested: bool = True
+    ) -> None:
         self._begin(path, header, files, header.specs)
         self._descriptor = files.create(path)
         try:
@@ -49,6 +56,7 @@ class ShardWriter:
                 self._left, self.is_whole = dict.fromkeys(self._left, 0), True
             else:
                 files.allocate(self._descriptor, header.size, path)
+                self._trail = Trail(header.raw, self._read) if digested else None
         finally:
             self._close()
 
@@ -70,7 +78,7 @@ class ShardWriter:
         """What every writer starts from: the bytes that are still to be written, those of `names`."""
         self.path, self.header, self._files = path, header, files
         self._left = {name: spec.nbytes if name in names else 0 for name, spec in header.specs.items()}
-        self._lock, self._descriptor = Lock(), None
+        self._lock, self._descriptor, self._trail = Lock(), None, None
         self._ended = self.is_whole = False
 
     def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
@@ -83,6 +91,8 @@ class ShardWriter:
         view = memoryview(buffer)
         offset = self._claim(name, start_byte, view.nbytes)
         self._files.write_at(self._open(), view, offset, self.path)
+        if self._trail is not None:
+            self._trail.add(offset, offset + view.nbytes)
 
     def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
         """Copy `nbytes` from a file at `source_offset` to byte `start` of the payload of a tensor.
@@ -93,7 +103,11 @@ class ShardWriter:
             Fault: The operating system fails to copy them.
         """
         offset = self._claim(name, start, nbytes)
-        self._files.copy_range(source_descriptor, source_offset, self._open(), offset, nbytes, self.path)
+        for at in range(0, nbytes, COPY):
+            count = min(COPY, nbytes - at)
+            self._files.copy_range(source_descriptor, source_offset + at, self._open(), offset + at, count, self.path)
+            if self._trail is not None:
+                self._trail.add(offset + at, offset + at + count)
 
     def finish(self, sync: bool) -> str:
         """Write the header, force the file to disk if `sync`, close it, and give its digest as on disk.
@@ -102,8 +116,11 @@ class ShardWriter:
             RuntimeError: A byte of payload was not written, or one was written twice: a fault of the caller.
             Fault: The operating system fails.
         """
-        descriptor = self._complete()
-        digest = _settle(descriptor, self.header.size, self._files, sync, self.path)
+        descriptor, size = self._complete(), self.header.size
+        if sync:
+            self._files.fsync(descriptor, self.path)
+        trail, self._trail = self._trail, None
+        digest = digest_file(descriptor, size, self._files, self.path) if trail is None else trail.end(size)
         self.abort()
         return digest
 
@@ -141,6 +158,10 @@ class ShardWriter:
             if self._descriptor is None:
                 self._descriptor = self._files.open_write(self.path)
             return self._descriptor
+
+    def _read(self, buffer: memoryview, offset: int) -> None:
+        """Read back what was written."""
+        self._files.read_into(self._open(), buffer, offset, self.path)
 
     def _claim(self, name: str, start: int, count: int) -> int:
         """Count `count` bytes of a tensor as written; where in the file they go."""
