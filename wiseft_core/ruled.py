@@ -113,7 +113,7 @@ class Ruled(NamedTuple):
         placed: list[Placed] = []
         new: dict[str, str] = {}
         grouped: defaultdict[str, list[Site]] = defaultdict(list)
-        deep = {site.module for site in sites if site.depth}
+        deep = {site.module for site in sites if site.depth or (is_unnamed(site) and self._is_wanted(site.target))}
         problems: list[WiseftError] = []
         for site in sites:
             links = self._links(site.target)
@@ -149,15 +149,19 @@ class Ruled(NamedTuple):
             problems.append(_astray(site, astray))
             return []
 
+    def _is_wanted(self, name: str) -> bool:
+        """Whether the config lists a parameter among those that were tuned without their module."""
+        wanted = self.config.target_parameters if self.config is not None else ()
+        return any(f".{name}".endswith(f".{entry}") for entry in wanted)
+
     def _unwrapped(self, group: Sequence[Site]) -> list[Placed]:
         """Sites whose keys name a module alone: the shapes say which of its parameters each of them changes."""
         (link,) = self._links(group[0].target)[:1]
         module = link.parameter.rpartition(".")[0]
-        wanted = self.config.target_parameters if self.config is not None else ()
         names = [
             name
             for name in self.view.modules.get(module, ())
-            if name.rpartition(".")[2] == IN_PROJ or any(f".{name}".endswith(f".{entry}") for entry in wanted)
+            if name.rpartition(".")[2] == IN_PROJ or self._is_wanted(name)
         ]
         options: list[list[Placed]] = []
         for site in group:

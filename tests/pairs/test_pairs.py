@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from pairs.judge import check
 from pairs.table import PAIRS, ready
-from pairs.todo import TODO
 
 from wiseft_core import WiseftError
 
@@ -26,9 +25,3 @@ def test_what_is_not_supported_is_refused_by_name(name: str, form: str) -> None:
     with pytest.raises(WiseftError) as said:
         check(PAIRS[name], form, 1.0)
     assert type(said.value).__name__ == PAIRS[name].refused
-
-
-def test_what_is_not_ready_is_known() -> None:
-    """The list of what is to do holds nothing that is not in the table; its length is printed."""
-    print(f"to do: {len(TODO)} of {sum(len(pair.formats) for pair in PAIRS.values())}")
-    assert {entry.partition("/")[0] for entry in TODO} <= PAIRS.keys()
