@@ -20,11 +20,10 @@ from wiseft_core.families import FAMILIES, Family
 from wiseft_core.made import Made
 from wiseft_core.methods import ranks, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys, saved_keys
-from wiseft_core.record import adapter_files, manifest_of, places, sources
+from wiseft_core.record import adapter_files, folder_of, manifest_of, places, sources
 from wiseft_core.report import Report
 from wiseft_core.sites import collect
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Adapter, Source, as_source
-from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.files import FILES
 from wiseft_core.store.header import build_header
 from wiseft_core.store.manifest import MANIFEST, OutputFile, build_manifest
@@ -99,7 +98,7 @@ def _folder(adapter: Adapter) -> Path | None:
     if isinstance(adapter, Made) and adapter.method:
         return None
     tensors = adapter.view.bound.parts[0].adapter if isinstance(adapter, Made) else adapter.tensors
-    return tensors.path.parent if isinstance(tensors, Checkpoint) else None
+    return folder_of(tensors)
 
 
 def _write_weights(path: Path, source: Source, keys: Mapping[str, str], sync: bool) -> tuple[int, str]:

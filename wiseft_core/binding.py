@@ -7,29 +7,24 @@ factor, as a new tensor, or by name as one that means nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from wiseft_core import guards, ties
+from wiseft_core import guards
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, UnusedPattern, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.methods import companions, suffixes
-from wiseft_core.naming.live import live_rules
+from wiseft_core.models import Config, Models, all_bonds, all_edits, grown_by, placement
+from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.naming.peft import UNUSED, parse_keys
-from wiseft_core.naming.renames import links
-from wiseft_core.naming.table import rules_of
 from wiseft_core.orientation import Orientation
-from wiseft_core.places import place
 from wiseft_core.plans import Binding, Piece, Plan
-from wiseft_core.replication import grown
 from wiseft_core.ruled import Placed, Placement
 from wiseft_core.sites import collect, copies
 from wiseft_core.steps import Scene, at, steps_of, token_rows
-from wiseft_core.ties import as_tied, bonds_of, check, settle
+from wiseft_core.ties import Bond, Tied, as_tied, check, settle
 from wiseft_core.types import TensorSpec
-from wiseft_core.views import View, disk_view, memory_view
-from wiseft_core.vocabulary import edits, is_resized
+from wiseft_core.vocabulary import is_resized
 
 
 def bind(
@@ -43,6 +38,8 @@ def bind(
     output_dtype: str | None = None,
     tied: str = "untie",
     apart: bool = False,
+    known: Mapping[str, tuple[Link, ...]] = NOTHING,
+    components: Mapping[str, Config] | None = None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Plan:
     """Find the base tensor of every adapter tensor, or say why not.
@@ -58,6 +55,8 @@ def bind(
         tied: What becomes of an embedding and a head that are one tensor, where tuning makes them differ: "untie"
             writes both, "share" adds both changes to the one.
         apart: Write both in any case.
+        known: What some names, of the base or as the adapter has them, are where their spelling alone does not show it.
+        components: Of a pipeline, the config.json of each component; the names of the base begin with the component's.
         families: The methods to know.
     Raises:
         BindingError, ShapeMismatch, ConfigError, Unsupported: Everything that does not fit, all of it at once.
@@ -67,26 +66,35 @@ def bind(
         config.check_work({part.module for part in parsed.values()})
     sites = collect(parsed)
     sites = (*sites, *companions(sites, families))
-    model = grown(base, config.layer_replication if config is not None else (), base_config)
-    bonds = () if complete else bonds_of(model.specs, base_config, shared, sites, as_tied(tied))
+    models = Models(base_config, components)
+    model = grown_by(config, base, models)
+    bonds = () if complete else all_bonds(model.specs, models, shared, sites, as_tied(tied))
     specs = dict(model.specs) | {bond.other: model.specs[bond.source] for bond in bonds if bond.alias}
-    placed = place(sites, views_of(specs, base_config), adapter, config)
+    placed = placement(sites, specs, models, known, adapter, config)
     found, same = _counters(placed.placed, specs, adapter)
     WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed) if complete else [])])
     settled = settle(bonds, found, config, as_tied(tied), apart=apart)
-    touched = dict.fromkeys(landing.name for one in settled.placed for landing in one.landed.landings)
+    aliases = {bond.other for bond in bonds if bond.alias}
     if not complete:
-        check(bonds, [*touched, *placed.new], base, base_config, as_tied(tied))
-    guards.quantized(list(touched), specs, base_config)
-    replaced = frozenset(one.name for one in found if "value" in one.site.factors)
-    orientation = Orientation.of(found, adapter, config, base_config)
-    scene = Scene(adapter, config, orientation, _ranks(found, adapter), families, specs, replaced)
+        _check_ties(settled.placed, placed.new, bonds, models, specs, as_tied(tied))
+    touched = {landing.name for one in settled.placed for landing in one.landed.landings}
+    for one in models.all:
+        guards.quantized(sorted(one.own(dict.fromkeys(touched))), one.own(specs), one.config)
+    orientations = {one.prefix: Orientation.of(found, adapter, config, one.config) for one in models.all}
+    scene = Scene(
+        adapter,
+        config,
+        lambda name: orientations[models.of(name).prefix],
+        _ranks(found, adapter),
+        families,
+        specs,
+        frozenset(one.name for one in found if "value" in one.site.factors),
+    )
     bindings = _bindings(settled.placed, scene)
     _check_patterns(config, found)
-    left_out = {bond.other for bond in bonds if bond.alias and bond.other not in settled.kept}
+    left_out = aliases - set(settled.kept)
     sources = {**model.sources, **{bond.other: bond.source for bond in bonds if bond.other in settled.kept}}
     result = {name: _resized(spec, bindings.get(name)) for name, spec in specs.items() if name not in left_out}
-    resized = {name: result[name].shape for name in bindings if result[name].shape != specs[name].shape}
     result |= {name: adapter[key] for name, key in placed.new.items()}
     return Plan(
         outputs={name: _output(spec, output_dtype) for name, spec in result.items()},
@@ -98,25 +106,26 @@ def bind(
         sources=sources,
         alike=settled.alike,
         homes=_homes(placed.new, base) | {name: source for name, source in sources.items() if name not in base},
-        config={
-            **model.config,
-            **edits(resized, result, specs, base_config),
-            **(ties.edits(base_config) if settled.untied else {}),
-        },
+        config={**model.config, **all_edits(models, bindings, result, specs, settled.untied, config)},
         rule=placed.rule,
         notes=tuple(_notes(bindings, placed, settled.note, families)),
     )
 
 
-def views_of(base: Mapping[str, TensorSpec], base_config: Mapping[str, object] | None) -> list[View]:
-    """The ways to see a base: as on disk, and as in memory where the rules for its model are known."""
-    rules = rules_of(base_config)
-    if rules is None and base_config is not None and "model_type" in base_config:
-        rules = live_rules(base_config)
-    seen = [disk_view(base)]
-    if rules is not None:
-        seen.append(memory_view(base, partial(links, rules=rules)))
-    return seen
+def _check_ties(
+    placed: Sequence[Placed],
+    new: Iterable[str],
+    bonds: Sequence[Bond],
+    models: Models,
+    base: Mapping[str, TensorSpec],
+    tied: Tied,
+) -> None:
+    """Refuse changes of what may be tied in one of the models, to a tensor whose name is not known."""
+    names = dict.fromkeys([*(landing.name for one in placed for landing in one.landed.landings), *new])
+    aliases = {bond.other for bond in bonds if bond.alias}
+    known = {name: spec for name, spec in base.items() if name not in aliases} if aliases else base
+    for one in models.all:
+        check(one.prefix, bonds, one.own(names), one.own(known), one.config, tied)
 
 
 def _notes(

@@ -104,7 +104,7 @@ def all_tuned(adapters: Sequence[Adapter | BaseLike], source: Source, families: 
     tuned = list[Tuned]()
     for number, adapter in enumerate(adapters, start=1):
         with of_adapter(number, len(adapters)):
-            tuned.append(as_tuned(adapter, None, source.specs, families))
+            tuned.append(as_tuned(adapter, None, source, families))
     check_bases(tuned)
     return tuned
 

@@ -94,6 +94,20 @@ class AdapterConfig:
         WiseftError.raise_all(problems + refusals(given, method, where))
         return cls(**read)  # type: ignore[arg-type]
 
+    @property
+    def trained_class(self) -> object:
+        """The class of the model that it was trained on, where PEFT wrote that down."""
+        mapping = self.fields.get("auto_mapping")
+        return mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+
+    @property
+    def trained_type(self) -> str | None:
+        """The model type that it was trained on, where PEFT wrote down the module of transformers that has it."""
+        mapping = self.fields.get("auto_mapping")
+        library = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
+        parts = library.split(".") if isinstance(library, str) else []
+        return parts[2] if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None
+
     def said(self, name: str) -> object:
         """What the config says of a field that changes numbers; None for nothing."""
         return self.options.get(name, getattr(self, name, None))

@@ -48,7 +48,8 @@ def interpolate(
         other is copied.
     Args:
         base: A mapping of names to tensors or numpy arrays (a live `state_dict()` too), a `Checkpoint`, or a path.
-        adapter: The same with PEFT's keys as saved or live, an `Adapter`, a path, or a full checkpoint.
+        adapter: The same with PEFT's keys as saved or live, or those of diffusers, kohya or LyCORIS; an `Adapter`, a
+            path, or a full checkpoint.
         alpha: A number; a function of the name, such as `schedules.by_depth` makes; or a mapping of names or glob
             patterns to either. Finite, in [0, 1].
         config: The adapter's config: an `AdapterConfig`, the dict of adapter_config.json, `peft_config.to_dict()`, or
@@ -83,7 +84,7 @@ def interpolate(
                 [2., 2., 2.]])
     """
     source = as_source(base)
-    tuned = as_tuned(adapter, config, source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     bound = bound_of(
         source,
         [tuned],

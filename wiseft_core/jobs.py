@@ -19,7 +19,7 @@ from torch import Tensor
 from wiseft_core import dtypes
 from wiseft_core.bound import Bound
 from wiseft_core.errors import CheckpointError, ConfigError, NotFinite, listed
-from wiseft_core.record import sources
+from wiseft_core.record import folder_of, sources
 from wiseft_core.report import Report
 from wiseft_core.sources import BaseLike, Memory, Source, as_source
 from wiseft_core.statedict import StateDict
@@ -175,8 +175,8 @@ def _fresh(specs: Mapping[str, TensorSpec], model: Checkpoint | None, limit: int
 
 
 def adapter_folders(bound: Bound) -> list[Path]:
-    """The folders of the adapters that were opened from disk."""
-    return [part.adapter.path.parent for part in bound.parts if isinstance(part.adapter, Checkpoint)]
+    """The folders of the adapters that were opened from disk, of those that have one for themselves."""
+    return [folder for part in bound.parts if (folder := folder_of(part.adapter)) is not None]
 
 
 def _indexes(shards: Sequence[Shard], like: Checkpoint | None, files: Files) -> dict[str, bytes]:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import AmbiguousName, UnclaimedKey, WiseftError, listed
+from wiseft_core.errors import AmbiguousName, WiseftError, listed
 from wiseft_core.naming.links import Link
 from wiseft_core.naming.prefix import nearest_rule, rules
-from wiseft_core.ruled import Placed, Placement, Ruled, hint_of, is_unnamed, plausible
+from wiseft_core.ruled import Placed, Placement, Ruled, is_unnamed, no_place, plausible
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 from wiseft_core.views import View
@@ -111,10 +111,11 @@ def _under(
     found = rules(names, anchors)
     if not found:
         raise _unclaimed(required, links, anchors, view)
+    optional = {site.target for site in sites} - {site.target for site in required}
     placements, problems = [], list[WiseftError]()
     for rule in found:
         try:
-            placements.append(Ruled(rule, view, links, adapter, config).place(sites))
+            placements.append(Ruled(rule, view, links, adapter, config).place(sites, optional))
         except WiseftError as error:
             problems.append(error)
     if not placements:
@@ -135,7 +136,7 @@ class _Anchors:
         if name in self._view.parameters:
             return True
         module, _, leaf = name.rpartition(".")
-        return leaf in self._leaves and module in self._view.modules
+        return bool(module) and leaf in self._leaves and module in self._view.modules
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._view.parameters)
@@ -156,13 +157,7 @@ def _unclaimed(
         if any(rule(link.parameter) not in anchors for link in links[site.target])
     ]
     problems = [
-        UnclaimedKey(
-            f"{next(iter(site.factors.values()))} — the base has no tensor {name}",
-            expected="a base tensor for every adapter tensor",
-            got=f"nothing of that name (prefix rule {rule}{', names as in memory' * (view.name == 'memory')})",
-            hint=hint_of(name, view.parameters, suggest=at < SUGGESTED),
-        )
-        for at, (site, name) in enumerate(missing)
+        no_place(site, name, view, str(rule), suggest=at < SUGGESTED) for at, (site, name) in enumerate(missing)
     ]
     problems[0].others = (*problems[1:],)
     return problems[0]

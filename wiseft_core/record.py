@@ -220,12 +220,19 @@ def _inputs(role: str, source: object, files: Files) -> list[InputFile]:
     return entries
 
 
+def folder_of(source: object) -> Path | None:
+    """The folder that an input has for itself; None for what is in memory, and for a file that was given alone."""
+    if not isinstance(source, Checkpoint):
+        return None
+    return source.path.parent if source.path.name == WEIGHTS_FILE else source.folder
+
+
 def places(source: Source) -> list[tuple[int, int]]:
     """Device and inode of the files of an input and of its folder, which an output must not be or lie in."""
     if not isinstance(source, Checkpoint):
         return []
     seen = [os.fstat(file.descriptor) for file in source.files]
-    folder = source.path.parent if source.path.name == WEIGHTS_FILE else source.folder
+    folder = folder_of(source)
     if folder is not None:
         seen.append(folder.stat())
     return [(entry.st_dev, entry.st_ino) for entry in seen]

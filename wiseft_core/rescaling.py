@@ -21,6 +21,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.cutting import extended, shifted, whole
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
+from wiseft_core.implied import forms_of, implied_base
 from wiseft_core.interpolation import bound_of
 from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import matrix_shape
@@ -29,7 +30,7 @@ from wiseft_core.methods import suffixes
 from wiseft_core.naming.peft import parse_keys, saved_keys
 from wiseft_core.plans import Binding, Piece, StepSpec
 from wiseft_core.sites import collect
-from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned, forms_of, implied_base
+from wiseft_core.sources import Adapter, BaseLike, as_source, as_tuned
 from wiseft_core.spans import united
 from wiseft_core.statedict import StateDict
 from wiseft_core.tiles import total_of
@@ -86,9 +87,16 @@ def rescale(
                 [0.5000]])
     """
     source = None if base is None else as_source(base)
-    tuned = as_tuned(adapter, config, {} if source is None else source.specs, families)
+    tuned = as_tuned(adapter, config, source, families)
     if tuned.complete:
         _refuse_checkpoint()
+    if tuned.links:
+        raise Unsupported(
+            f"{listed(tuned.links)} — adapter and base do not split these weights alike",
+            expected="a base in the layout that the adapter was trained on: PEFT's keys name one module of it each",
+            got="weights that one of them joins and the other keeps apart",
+            hint="rescale it over the base in the other layout, or interpolate the whole model instead",
+        )
     spelling = suffixes(families, tuned.config)
     parsed = parse_keys(tuned.source.specs, suffixes=spelling)
     if source is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -103,8 +103,8 @@ class Ruled(NamedTuple):
     adapter: Mapping[str, TensorSpec]
     config: AdapterConfig | None
 
-    def place(self, sites: Sequence[Site]) -> Placement:
-        """The place of every site.
+    def place(self, sites: Sequence[Site], optional: Collection[str]) -> Placement:
+        """The place of every site; `optional` are the targets that the base may lack.
 
         Raises:
             Unsupported: The base cannot be followed at one of them.
@@ -121,6 +121,8 @@ class Ruled(NamedTuple):
                 placed += self._landed(site, links, problems)
             elif is_unnamed(site):
                 grouped[site.module].append(site)
+            elif site.target not in optional:
+                problems.append(no_place(site, links[0].parameter, self.view, str(self.rule)))
             elif not site.companion:
                 new[site.target] = site.factors["value"]
         for group in grouped.values():
@@ -233,6 +235,16 @@ def _unwrapped_problem(group: Sequence[Site], names: Sequence[str], count: int, 
         expected=f"{group[0].target}, or parameters of the module that target_parameters lists and that fit",
         got=f"{got}; target_parameters: {listed(listed_ones, most=9) or 'none'}",
         hint=hint_of(group[0].target, ruled.view.parameters),
+    )
+
+
+def no_place(site: Site, name: str, view: View, rule: str, *, suggest: bool = True) -> UnclaimedKey:
+    """The refusal of a site whose name the base does not have."""
+    return UnclaimedKey(
+        f"{next(iter(site.factors.values()))} — the base has no tensor {name}",
+        expected="a base tensor for every adapter tensor",
+        got=f"nothing of that name (prefix rule {rule}{', names as in memory' * (view.name == 'memory')})",
+        hint=hint_of(name, view.parameters, suggest=suggest),
     )
 
 

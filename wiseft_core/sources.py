@@ -7,18 +7,16 @@ Where no base is given, the adapter implies as much of it as its factors tell.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import CheckpointError, ConfigError, DtypeMismatch, Unsupported, listed
-from wiseft_core.families import FAMILIES, Change, Family
-from wiseft_core.layouts import OF_WEIGHT, Shape
-from wiseft_core.methods import family_of
-from wiseft_core.naming.peft import PeftKey
-from wiseft_core.sites import Site, collect
+from wiseft_core.errors import CheckpointError, DtypeMismatch, Unsupported, listed
+from wiseft_core.families import FAMILIES, Family
+from wiseft_core.naming.links import NOTHING, Link
+from wiseft_core.respelling import respelled
 from wiseft_core.store import hub
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.files import read_file
@@ -170,29 +168,35 @@ def open_adapter(
 
 
 class Tuned(NamedTuple):
-    """What tuning left: its tensors, its config, whether it is a full checkpoint, and its config file's content."""
+    """What tuning left: its tensors, its config, whether it is a full checkpoint, its config file's content, and links:
+    what some names are, of the base or as it has them, where the two do not hold the same."""
 
     source: Source
     config: AdapterConfig | None
     complete: bool
     config_bytes: bytes | None = None
+    links: Mapping[str, tuple[Link, ...]] = NOTHING
 
 
 def as_tuned(
     adapter: Adapter | BaseLike,
     config: AdapterConfig | Mapping[str, object] | None,
-    base: Mapping[str, TensorSpec],
+    base: Source | None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Tuned:
-    """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's."""
+    """An adapter or a full fine-tuned checkpoint, from whatever was given. A given `config` wins over the file's.
+
+    Another tool's spelling becomes PEFT's for this base. All parts of an adapter for several components are meant, but
+    where the base was opened as one component of a pipeline by name.
+    """
     given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
     adapter = opened(adapter, families)
-    if isinstance(adapter, Checkpoint):
-        return Tuned(adapter, given, given is None)
-    if isinstance(adapter, Adapter):
-        return Tuned(as_source(adapter.tensors), given or adapter.config, False, adapter.config_bytes)
-    source = as_source(adapter)
-    return Tuned(source, given, given is None and base.keys() <= source.specs.keys())
+    brought, content = (adapter.config, adapter.config_bytes) if isinstance(adapter, Adapter) else (None, None)
+    source = as_source(adapter.tensors if isinstance(adapter, Adapter) else adapter)
+    if found := respelled(source, base, config=given or brought, families=families):
+        return Tuned(found.source, found.config, False, links=found.links)
+    covers = isinstance(source, Checkpoint) or base is None or base.specs.keys() <= source.specs.keys()
+    return Tuned(source, given or brought, given is None and covers and not isinstance(adapter, Adapter), content)
 
 
 def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:
@@ -211,82 +215,3 @@ def _holds_model(folder: Path) -> bool:
     """Whether a folder holds weights of a model rather than of an adapter."""
     weights = any(entry.name != WEIGHTS_FILE for entry in folder.glob("*.safetensors*"))
     return weights or (folder / PIPELINE_FILE).exists()
-
-
-@dataclass(frozen=True, slots=True)
-class _Implied:
-    """A base of which no more is known than its adapter says.
-
-    Attributes:
-        specs: The shapes that low-rank factors fit, and the adapter's own integer tensors.
-        adapter: The adapter, which holds those.
-        keys: Their adapter keys by name. Nothing else has values.
-    """
-
-    specs: Mapping[str, TensorSpec]
-    adapter: Source
-    keys: Mapping[str, str]
-
-    def get_tensor(self, name: str) -> Tensor:
-        """The adapter's own."""
-        return self.adapter.get_tensor(self.keys[name])
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of the adapter's own."""
-        return self.adapter.read(self.keys[name], start, stop)
-
-
-def implied_base(tuned: Tuned, parsed: Mapping[str, PeftKey], families: Mapping[str, Family]) -> Source:
-    """The base as its adapter implies it.
-
-    Raises:
-        ConfigError: A tensor of the adapter means nothing without a base.
-    """
-    sites, specs = collect(parsed), tuned.source.specs
-    shapes = {site.target: _implied_shape(site, forms_of(site, tuned, families)[1], specs) for site in sites}
-    values = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
-    same = {name: key for name, key in values.items() if not specs[key].is_float}
-    needy = [name for name, shape in shapes.items() if shape is None and name not in same]
-    if needy:
-        raise ConfigError(
-            f"{listed(needy, most=10)} — {len(needy)} tensor(s) cannot be rescaled without the base",
-            expected="the base: the change depends on it, or its factors do not tell the shape of the weight",
-            got="no base",
-            hint="give it: base=, or --base on the command line",
-        )
-    told = {name: TensorSpec("F32", shape) for name, shape in shapes.items() if shape is not None}
-    return _Implied(told | {name: specs[key] for name, key in same.items()}, tuned.source, same)
-
-
-def forms_of(site: Site, tuned: Tuned, families: Mapping[str, Family]) -> tuple[str, list[Change]]:
-    """The family of a site, and its forms with just these factors; where there are none, those with these and more."""
-    roles = {role.removeprefix("embedding_") for role in site.factors}
-    family = family_of(site, roles, tuned.config, families)
-    record = families.get(family)
-    if record is None:
-        return family, []
-    said = {} if tuned.config is None else tuned.config.said_at(site.module, record.options)
-    forms = [form for form in record.forms(site.parameter) if form.when is None or form.when(said)]
-    return family, [form for form in forms if roles == form.own] or [form for form in forms if roles < form.own]
-
-
-def _implied_shape(site: Site, forms: Sequence[Change], specs: Mapping[str, TensorSpec]) -> Shape | None:
-    """The shape of a weight that a site's factors would fit.
-
-    None where they do not tell it, and where no factor times alpha is the interpolated change whatever the weight.
-    """
-    factors = {role.removeprefix("embedding_"): key for role, key in site.factors.items()}
-    for form in forms:
-        lacking = factors.keys() < form.own  # binding says what is missing
-        if not lacking and (form.linear is None or form.beside):
-            continue
-        sizes: dict[str, Shape] = {}
-        axes = [(axis, at, role) for role in factors for at, axis in enumerate(form.factors[role].split())]
-        for axis, at, role in sorted(axes, key=lambda one: one[0].endswith("+")):  # what is cut says least
-            shape = specs[factors[role]].shape
-            sizes.setdefault(axis.rstrip("+"), shape[at:] if axis == "in" else shape[at : at + 1])
-        told = [size for axis in OF_WEIGHT for size in sizes.get(axis, ())]
-        is_told = {"out", "in"} <= sizes.keys() or {"out", "channel"} <= sizes.keys() or form.layouts == ("whole",)
-        if is_told or lacking:
-            return tuple(reversed(told) if "embedding_A" in site.factors else told)
-    return None

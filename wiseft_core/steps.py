@@ -5,7 +5,7 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from wiseft_core.config import AdapterConfig
@@ -26,7 +26,7 @@ from wiseft_core.orientation import Orientation
 from wiseft_core.plans import StepSpec
 from wiseft_core.ruled import Placed
 from wiseft_core.types import TensorSpec
-from wiseft_core.vocabulary import is_resized
+from wiseft_core.vocabulary import is_of_vocabulary, is_resized
 
 INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
@@ -38,7 +38,7 @@ class Scene:
 
     adapter: Mapping[str, TensorSpec]
     config: AdapterConfig | None
-    orientation: Orientation
+    orientation: Callable[[str], Orientation]
     ranks: Mapping[str, int]
     families: Mapping[str, Family]
     base: Mapping[str, TensorSpec]
@@ -143,7 +143,7 @@ def _step(
         raise _mismatch(family, next(iter((meant or forms).values())), layouts, factors, shapes, name, weight)
     chosen = fitting[0]
     if len(fitting) > 1:
-        layout = scene.orientation.choose(placed)
+        layout = scene.orientation(placed.name).choose(placed)
         chosen = next((fit for fit in fitting if fit.layout == layout), chosen)
     rank = chosen.sizes.get("rank", scene.ranks.get(site.module))
     hyper = _hyper(record, placed, rank, chosen.sizes, name, scene)
@@ -256,7 +256,8 @@ def _mismatch(
         f"{name} — the factors of {family} do not fit",
         expected=f"{wanted} for the base weight {list(weight)}",
         got=f"{got} in {listed(factors.values(), most=1)}",
-        hint="is this the base that the adapter was trained on? Was it saved whole, where its vocabulary was resized?",
+        hint="is this the base that the adapter was trained on?"
+        + (" A resized vocabulary must have been saved whole with it." if is_of_vocabulary(name) else ""),
     )
 
 

@@ -89,7 +89,7 @@ class Settled(NamedTuple):
         placed: The places, with those of shared changes at every name that has them.
         kept: The aliases that stay, as tensors of the result.
         copies: Adapter keys that must hold the same as another one (its transpose where the shapes are turned).
-        untied: Whether config.json must say so.
+        untied: The name that is written apart though the config ties it, so that this must be changed; "" for none.
         alike: Names of the result that are the same tensor as another one.
         note: What a human should know.
     """
@@ -97,7 +97,7 @@ class Settled(NamedTuple):
     placed: tuple[Placed, ...]
     kept: tuple[str, ...] = ()
     copies: Mapping[str, str] = {}
-    untied: bool = False
+    untied: str = ""
     alike: Mapping[str, str] = {}
     note: str = ""
 
@@ -141,14 +141,14 @@ def settle(
         names = [*as_source, *(as_other if not bond.alias or keep else [])]
         kept = (bond.other,) if keep and bond.alias else ()
         if keep:
-            return Settled((*rest, *names), kept, copies, untied=True)
+            return Settled((*rest, *names), kept, copies, untied=bond.other)
         note = f"{bond.source} and {bond.other} are one tensor, and stay one"
         return Settled((*rest, *names), kept, copies, alike={} if bond.alias else {bond.other: bond.source}, note=note)
     if not bond.lone:
         raise _many([bond])
     first, second = _with_copy(first, second, bond.source, config), _with_copy(second, first, bond.other, config)
     note = f"{bond.source} and {bond.other} were one tensor: both are written, and {FLAG} is false"
-    return Settled((*rest, *first, *second), (bond.other,) if bond.alias else (), copies, untied=True, note=note)
+    return Settled((*rest, *first, *second), (bond.other,) if bond.alias else (), copies, untied=bond.other, note=note)
 
 
 def _alike(
@@ -233,6 +233,7 @@ def edits(config: Mapping[str, object] | None) -> dict[str, object]:
 
 
 def check(
+    prefix: str,
     bonds: Sequence[Bond],
     touched: Iterable[str],
     base: Collection[str],
@@ -241,14 +242,21 @@ def check(
 ) -> None:
     """Refuse tuning that touches what may be tied, where nothing says to what.
 
+    Args:
+        prefix: What the names of the model begin with in `bonds`; the others are without it.
+        bonds: What is tied.
+        touched: What tuning changes.
+        base: The names of the base.
+        config: Its config.json.
+        tied: See `settle`.
     Raises:
         TiedEmbeddings: It is tied, or may be, and the name of the head is not known.
     """
     known = {name for bond in bonds for name in (bond.source, bond.other)}
     for name in touched if tied == "untie" else ():
-        why = "" if name in known else may_be_tied(name, base, config)
+        why = "" if prefix + name in known else may_be_tied(name, base, config)
         if why:
-            raise tied_refusal(name, why)
+            raise tied_refusal(prefix + name, why)
 
 
 def as_tied(value: str) -> Tied:

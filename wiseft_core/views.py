@@ -130,10 +130,16 @@ def _run(own: Part | None, shape: Shape) -> tuple[int, Shape] | None:
     """The first element and the shape of a part of a tensor; None where it is not one run."""
     if own is None:
         return 0, shape
-    if own.axis != "out" or not shape or shape[0] % own.of:
+    columns = matrix_shape(shape)[1]
+    if own.axis != "out" or not shape:
+        return None
+    if own.rest:
+        first, last = own.number * columns, shape[0] if own.number == own.of - 1 else (own.number + 1) * columns
+        return (first * columns, (last - first, *shape[1:])) if first < last <= shape[0] else None
+    if shape[0] % own.of:
         return None
     rows = shape[0] // own.of
-    return own.number * rows * matrix_shape(shape)[1], (rows, *shape[1:])
+    return own.number * rows * columns, (rows, *shape[1:])
 
 
 def _stack(ties: Sequence[tuple[Link, str]], base: Mapping[str, TensorSpec]) -> Parameter:

@@ -6,6 +6,7 @@ trained at every alpha, and config.json follows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -26,6 +27,33 @@ def is_of_vocabulary(name: str) -> bool:
 def is_resized(target: str, weight: Shape, saved: Shape) -> bool:
     """Whether a saved tensor is that of an embedding or head with another number of rows."""
     return saved != weight and len(saved) == len(weight) and saved[1:] == weight[1:] and is_of_vocabulary(target)
+
+
+def stem(name: str) -> str:
+    """What a class of transformers is called without its head: "Llama" of "LlamaForCausalLM" and of "LlamaModel"."""
+    return re.split(r"(?<=[a-z0-9])(?:For[A-Z]|Model$|LMHead|PreTrained)", name, maxsplit=1)[0]
+
+
+def check_class(resized: Iterable[str], trained: object, config: Mapping[str, object] | None) -> None:
+    """Refuse a resized vocabulary over a base of another class: any embedding of that width would seem resized.
+
+    Args:
+        resized: Names of resized tensors.
+        trained: The class that the adapter says it was trained on; None where it does not.
+        config: The base's config.json.
+    Raises:
+        ShapeMismatch: The base says that it is of another class.
+    """
+    names, resized = (config or {}).get("architectures"), list(resized)
+    if not resized or not isinstance(trained, str) or not isinstance(names, list) or not names:
+        return
+    if stem(str(names[0])) != stem(trained):
+        raise ShapeMismatch(
+            f"{listed(resized)} — another vocabulary, and another class of model",
+            expected=f"a base of the class that the adapter was trained on, {trained}",
+            got=f"{names[0]}",
+            hint="is this the base that the adapter was trained on? If so, merge it with PEFT",
+        )
 
 
 def edits(

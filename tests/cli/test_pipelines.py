@@ -6,8 +6,8 @@ import json
 import shlex
 
 import pytest
+from components import INDEX, QUERY, cache_snapshot, components, read_pipeline, whole, write_lora, write_pipeline
 from folders import tree, write_adapter
-from pipelines import INDEX, QUERY, cache_snapshot, components, read_pipeline, whole, write_lora, write_pipeline
 from safetensors.torch import load_file, save_file
 
 from wiseft_core.cli import main

@@ -72,9 +72,9 @@ def fill(model: nn.Module, seed: int) -> None:
 
 
 @functools.cache
-def base_folder(model: str, form: str, spell: Any = None) -> Path:
+def base_folder(model: str, form: str, spell: Any = None, turn: tuple[str, ...] = ()) -> Path:
     """The base as transformers saves it, in one of its two formats, in several files in the original one."""
-    folder = Path(KEEP.name, f"{model}-{form}-{id(spell) if spell else 0}")
+    folder = Path(KEEP.name, f"{model}-{form}-{id(spell) if spell else 0}-{len(turn)}")
     kind, sizes = MODELS[model]
     with quiet():
         cls = class_of(kind)
@@ -82,15 +82,19 @@ def base_folder(model: str, form: str, spell: Any = None) -> Path:
         made = cls(cls.config_class(**sizes))
         fill(made, seed=1)
         made.save_pretrained(folder, save_original_format=form == "original", max_shard_size=SHARDED[form])
-    if spell:
-        respell(folder, spell)
+    if spell or turn:
+        rewrite(folder, spell or str, turn)
     return folder
 
 
-def respell(folder: Path, spell: Any) -> None:
-    """Give the tensors of a folder other names, in the files and in the index."""
+def rewrite(folder: Path, spell: Any, turn: tuple[str, ...]) -> None:
+    """Give the tensors of a folder other names, in the files and in the index, and turn some."""
     for file in folder.glob("*.safetensors"):
-        save_file({spell(name): value for name, value in load_file(file).items()}, file, {"format": "pt"})
+        tensors = {
+            spell(name): value.mT.contiguous() if name.endswith(turn) else value
+            for name, value in load_file(file).items()
+        }
+        save_file(tensors, file, {"format": "pt"})
     index = folder / "model.safetensors.index.json"
     if index.exists():
         text = json.loads(index.read_text())
@@ -116,14 +120,15 @@ def kind_of(pair: Pair) -> str:
 
 
 @functools.cache
-def base_state(model: str, form: str, spell: Any, kind: str) -> Loaded:
+def base_state(model: str, form: str, spell: Any, turn: tuple[str, ...], kind: str) -> Loaded:
     """The base's state as the tuned class loads it."""
-    return load(base_folder(model, form, spell), kind)[1]
+    return load(base_folder(model, form, spell, turn), kind)[1]
 
 
 def base_of(pair: Pair, form: str) -> tuple[Path, Loaded]:
     """A pair's base folder in one format, and what the tuned class loads from it."""
-    return base_folder(pair.model, form, pair.spell), base_state(pair.model, form, pair.spell, kind_of(pair))
+    how = (pair.model, form, pair.spell, pair.turn)
+    return base_folder(*how), base_state(*how, kind_of(pair))
 
 
 @functools.cache
@@ -142,7 +147,8 @@ def tuned_of(pair: Pair) -> Tuned:
 
 def tune(pair: Pair) -> Tuned:
     """Wrap the base with PEFT, give all that is trained random values, save that, and merge."""
-    base, folder = base_folder(pair.model, pair.formats[-1], pair.spell), Path(KEEP.name, f"adapter-{pair.name}")
+    base = base_folder(pair.model, pair.formats[-1], pair.spell, pair.turn)
+    folder = Path(KEEP.name, f"adapter-{pair.name}")
     model, before = load(base, kind_of(pair))
     with quiet():
         if pair.vocabulary:

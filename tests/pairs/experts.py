@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from pairs.formulas import SCALE
@@ -45,7 +46,9 @@ def singles(
     return adapter, state
 
 
-def per_expert(name: str, model: str, old: str, sites: Mapping[str, tuple[str, int | None]], *dense: str) -> Pair:
+def per_expert(
+    name: str, model: str, old: str, sites: Mapping[str, tuple[str, int | None]], *dense: str, **more: Any
+) -> Pair:
     """A case of `singles`."""
     make: Callable[[State], tuple[State, State]] = partial(singles, old=old, sites=sites, dense=dense)
     return Pair(
@@ -54,6 +57,36 @@ def per_expert(name: str, model: str, old: str, sites: Mapping[str, tuple[str, i
         lora(*sites, *dense),
         by_hand=make,
         fault="PEFT 0.21 has no such modules any more; the adapter is of transformers 4",
+        **more,
+    )
+
+
+def wrapped(base: State, *, first_is_out: bool) -> tuple[State, State]:
+    """Factors for the square down_proj [E, a, b] as PEFT's wrapper packs them: expert-slowest in A, fastest in B."""
+    draw = torch.Generator().manual_seed(6)
+    adapter: State = {}
+    state = {name: value.clone() for name, value in base.items()}
+    for name in [name for name in base if name.endswith("experts.down_proj")]:
+        experts, one, two = base[name].shape
+        columns, rows = (two, one) if first_is_out else (one, two)
+        first = 0.2 * torch.randn(experts * RANK, columns, generator=draw)
+        second = 0.2 * torch.randn(rows, RANK * experts, generator=draw)
+        module = name.removesuffix(".down_proj")
+        adapter[f"{module}.lora_A.weight"], adapter[f"{module}.lora_B.weight"] = first, second
+        for expert in range(experts):
+            delta = SCALE * second[:, expert::experts] @ first[expert * RANK : (expert + 1) * RANK]
+            state[name][expert] += delta if first_is_out else delta.T
+    return adapter, state
+
+
+def square(name: str, model: str, version: str, *, first_is_out: bool) -> Pair:
+    """A case of `wrapped`: only the version of PEFT says which axis of the parameter its `in` is."""
+    return Pair(
+        name,
+        model,
+        {"r": RANK, "lora_alpha": 8, "target_parameters": ["mlp.experts.down_proj"], "peft_version": version},
+        by_hand=partial(wrapped, first_is_out=first_is_out),
+        fault="PEFT up to 0.18 took the first axis for `in`, 0.19.0 had its test the wrong way round (its tags)",
     )
 
 
@@ -104,5 +137,18 @@ TABLE = [
     ),
     Pair("olmoe", "olmoe", fused("mlp.experts", "k_proj")),
     per_expert("olmoe_v4", "olmoe", "mlp.experts", QWEN, "k_proj"),
+    Pair("mixtral_square", "mixtral_square", fused("mlp.experts")),
+    square("mixtral_square_peft_0.18", "mixtral_square", "0.18.1", first_is_out=False),
+    square("mixtral_square_peft_0.19.0", "mixtral_square", "0.19.0", first_is_out=False),
+    square("mixtral_square_peft_0.19.1", "mixtral_square", "0.19.1", first_is_out=True),
+    square("gpt_oss_square_peft_0.18", "gpt_oss", "0.18.1", first_is_out=False),
+    square("gpt_oss_square_peft_0.19.0", "gpt_oss", "0.19.0", first_is_out=True),
+    Pair(
+        "qwen3_vl_moe_hub_base",
+        "qwen3_vl_moe",
+        fused("mlp.experts"),
+        turn=("experts.gate_up_proj", "experts.down_proj"),
+        formats=("original",),
+    ),
     Pair("qwen3_vl_moe", "qwen3_vl_moe", fused("mlp.experts", "q_proj", "attn.qkv")),
 ]

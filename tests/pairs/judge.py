@@ -31,8 +31,7 @@ def check(pair: Pair, form: str, alpha: float) -> None:
     tuned = tuned_of(pair)
     with tempfile.TemporaryDirectory() as kept:
         out = Path(kept, "out")
-        options = {} if pair.tied == "untie" else {"tied": pair.tied}
-        save_checkpoint(interpolate(folder, tuned.folder, alpha, **options), out, sync=False)
+        save_checkpoint(interpolate(folder, tuned.folder, alpha, tied=pair.tied), out, sync=False)
         got = load(out, kind_of(pair))[1]
     assert got.missing == pair.absent
     assert got.unexpected == base.unexpected

@@ -159,6 +159,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"text_config": TEXT | {"model_type": "llama"}, "vision_config": PICTURE, "scale_factor": 2} | IMAGE,
     ),
     "mixtral": ("MixtralForCausalLM", TEXT | UNTIED | {"intermediate_size": 24, "num_local_experts": 4}),
+    "mixtral_square": ("MixtralForCausalLM", TEXT | UNTIED | {"intermediate_size": 32, "num_local_experts": 4}),
     "qwen2_moe": ("Qwen2MoeForCausalLM", TEXT | UNTIED | EXPERTS | {"shared_expert_intermediate_size": 40}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", TEXT | UNTIED | EXPERTS | {"num_experts": 12, "head_dim": 8}),
     "gpt_oss": ("GptOssForCausalLM", TEXT | UNTIED | {"intermediate_size": 32, "num_local_experts": 4, "head_dim": 8}),
@@ -209,4 +210,35 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "ResNetForImageClassification",
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     ),
+}
+
+
+def llava_over(text: str, vision: str) -> dict[str, Any]:
+    """A LLaVA whose language model and tower are of other types."""
+    return {
+        "text_config": {"model_type": text} | MODELS[text][1],
+        "vision_config": {"model_type": vision} | PICTURE,
+        "image_token_index": 96,
+    }
+
+
+MODELS |= {
+    "colpali": (
+        "ColPaliForRetrieval",
+        {"vlm_config": {"model_type": "paligemma"} | MODELS["paligemma"][1], "embedding_dim": 16},
+    ),
+    "colqwen2": (
+        "ColQwen2ForRetrieval",
+        {"vlm_config": {"model_type": "qwen2_vl"} | MODELS["qwen2_vl"][1], "embedding_dim": 16},
+    ),
+    "vision_encoder_decoder": (
+        "VisionEncoderDecoderModel",
+        {
+            "encoder": {"model_type": "vit"} | MODELS["vit"][1],
+            "decoder": {"model_type": "gpt2", "add_cross_attention": True, "is_decoder": True} | MODELS["gpt2"][1],
+        },
+    ),
+    "llava_mixtral": ("LlavaForConditionalGeneration", llava_over("mixtral", "clip_vision_model")),
+    "llava_qwen2_moe": ("LlavaForConditionalGeneration", llava_over("qwen2_moe", "siglip_vision_model")),
+    "llava_gpt_oss": ("LlavaForConditionalGeneration", llava_over("gpt_oss", "dinov2")),
 }

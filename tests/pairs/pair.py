@@ -15,6 +15,10 @@ from torch import Tensor
 State = dict[str, Tensor]
 FRESH = {"transpose/weight": "the base has no such head to say its shape"}
 SHORTER = {"suffix": "the shorter name is the very name that the base has"}
+RULED = {
+    "suffix": "transformers' own rules load the shorter name into the same parameter",
+    "doubled": "transformers' own rules load the longer name into the same parameter",
+}
 FORMATS = ("original", "memory")
 
 
@@ -30,6 +34,7 @@ class Pair:
         tuned: The class that is tuned and loaded, where it is not the base's.
         vocabulary: The tuned model's size of vocabulary, where it was resized.
         spell: New spelling of the base's names on disk, after transformers saved them.
+        turn: The ends of the names whose matrices lie the other way round on disk, as older code had them.
         respell: New spelling of the adapter's keys, after PEFT saved them.
         by_hand: Makes adapter (keys without PEFT's prefix) and tuned state from the base's, instead of PEFT.
         oracle: The tuned state by formula, where PEFT's merge is not the truth: (base, adapter, PEFT's merge) to state.
@@ -48,6 +53,7 @@ class Pair:
     tuned: str = ""
     vocabulary: int = 0
     spell: Callable[[str], str] | None = None
+    turn: tuple[str, ...] = ()
     respell: Callable[[str], str] | None = None
     by_hand: Callable[[State], tuple[State, State]] | None = None
     oracle: Callable[[State, State, State], State] | None = None

@@ -92,11 +92,11 @@ def both_spellings(pair: Pair, adapter: State) -> Iterator[tuple[str, State]]:
 
 
 def sites(pair: Pair) -> set[tuple[str, tuple[int, ...]]]:
-    """What tuning changes of the base, by the last two components of the names, with the shapes."""
+    """What tuning changes of the base, by the ends of the names, with the shapes either way round."""
     base = base_of(pair, pair.formats[-1])[1]
     tuned = tuned_of(pair).state
     return {
-        (tail(name), tuple(before.shape))
+        (tail(name), tuple(sorted(before.shape)))
         for name, before in base.state.items()
         if name not in base.missing and name in tuned and not same(before, tuned[name])
     }
@@ -108,13 +108,13 @@ def same(before: torch.Tensor, after: torch.Tensor) -> bool:
 
 
 def tail(name: str) -> str:
-    """The last three components."""
-    return ".".join(name.split(".")[-3:])
+    """The last three components, without what only says that it is a language model."""
+    return ".".join(name.split(".")[-3:]).removeprefix("language_model.").removeprefix("model.")
 
 
 def own_state(model: str) -> Loaded:
     """A base as its own class loads it."""
-    return base_state(model, "memory", None, MODELS[model][0])
+    return base_state(model, "memory", None, (), MODELS[model][0])
 
 
 def nearest_wrong_base(pair: Pair) -> str:
@@ -122,7 +122,9 @@ def nearest_wrong_base(pair: Pair) -> str:
     wanted = sites(pair)
 
     def shared(model: str) -> int:
-        return len(wanted & {(tail(name), tuple(value.shape)) for name, value in own_state(model).state.items()})
+        return len(
+            wanted & {(tail(name), tuple(sorted(value.shape))) for name, value in own_state(model).state.items()}
+        )
 
     scores = {model: shared(model) for model in MODELS if model != pair.model}
     return max((model for model, score in scores.items() if score < len(wanted)), key=lambda model: scores[model])

@@ -27,9 +27,8 @@ def adapter_of(name: str) -> tuple[State, dict[str, Any]]:
 
 def refusal(base: Path, adapter: State, config: dict[str, Any], out: Path, tied: str = "untie") -> WiseftError | None:
     """What is said to a pair that does not fit; None if it is taken, or if anything is written."""
-    options = {} if tied == "untie" else {"tied": tied}
     try:
-        save_checkpoint(interpolate(base, adapter, 1.0, config=config, **options), out, sync=False)
+        save_checkpoint(interpolate(base, adapter, 1.0, config=config, tied=tied), out, sync=False)
     except WiseftError as error:
         return error if not list(out.parent.iterdir()) else None
     return None
@@ -66,7 +65,8 @@ def test_the_base_of_another_architecture_is_refused(name: str, form: str, tmp_p
     """The model of the table that is nearest by names and shapes, but lacks something that the adapter changes."""
     model = perturb.nearest_wrong_base(PAIRS[name])
     adapter, config = adapter_of(name)
-    assert refusal(base_folder(model, form), adapter, config, tmp_path / "out", PAIRS[name].tied), model
+    said = refusal(base_folder(model, form), adapter, config, tmp_path / "out", PAIRS[name].tied)
+    assert said or "wrong base" in PAIRS[name].legal, model
 
 
 TWINS = {
@@ -95,3 +95,48 @@ def test_an_adapter_that_fits_two_towers_is_refused(case: str, form: str, tmp_pa
         adapter[f"{module}.lora_B.weight"] = torch.ones(32, 4)
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q", "q_proj"]}
     assert refusal(base, adapter, config, tmp_path / "out")
+
+
+def tensors_of(folder: Path) -> State:
+    """All tensors of a base."""
+    return {key: value for file in folder.glob("*.safetensors") for key, value in load_file(file).items()}
+
+
+@pytest.mark.parametrize(("name", "form"), ready(), ids=map("/".join, ready()))
+def test_without_the_config_of_the_base_it_is_right_or_refused(name: str, form: str) -> None:
+    """Names and shapes alone place an adapter where the config would have it placed, or nowhere."""
+    folder, _ = base_of(PAIRS[name], form)
+    adapter, config = adapter_of(name)
+    options = {"tied": PAIRS[name].tied, "config": config}
+    with_config = interpolate(folder, adapter, 1.0, **options)
+    try:
+        without = interpolate(tensors_of(folder), adapter, 1.0, **options)
+    except WiseftError:
+        return
+    assert set(without.touched) == set(with_config.touched)
+    assert without.keys() == with_config.keys()
+    assert all(torch.equal(without[key], with_config[key]) for key in with_config.touched)
+
+
+HOLES = {
+    "one expert's matrix": ("mixtral_parameters", ("layers.1.block_sparse_moe.experts.2.w3.weight",)),
+    "one expert": ("olmoe", tuple(f"layers.0.mlp.experts.1.{part}_proj.weight" for part in ("gate", "up", "down"))),
+    "the last expert": ("qwen3_moe_router", ("layers.0.mlp.experts.11.down_proj.weight",)),
+    "the fused qkv": ("nomic_bert_qkv", ("layers.1.attn.Wqkv.weight",)),
+    "a query": ("vit", ("encoder.layer.1.attention.attention.query.weight",)),
+}
+
+
+@pytest.mark.parametrize("case", HOLES)
+def test_a_base_that_lacks_a_part_is_refused(case: str) -> None:
+    """An adapter that changes a whole needs all of its parts: a stack with a hole would shift the experts behind it."""
+    name, gone = HOLES[case]
+    folder, _ = base_of(PAIRS[name], "original")
+    adapter, config = adapter_of(name)
+    tensors = tensors_of(folder)
+    left = {key: value for key, value in tensors.items() if not key.endswith(gone)}
+    assert len(left) == len(tensors) - len(gone)
+    said = json.loads((folder / "config.json").read_text())
+    interpolate(tensors, adapter, 1.0, config=config, base_config=said)
+    with pytest.raises(WiseftError):
+        interpolate(left, adapter, 1.0, config=config, base_config=said)

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from components import FIRST, cache_snapshot, components, read_pipeline, write_pipeline
 from folders import low_rank, same_bits, tree, weights, write_adapter, write_base
-from pipelines import FIRST, cache_snapshot, components, read_pipeline, write_pipeline
 from safetensors.torch import save_file
 
 from wiseft_core import interpolate, open_adapter, open_checkpoint, plan, save_checkpoint, verify

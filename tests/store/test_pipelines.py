@@ -9,9 +9,7 @@ import signal
 
 import pytest
 import torch
-from faults import seam
-from folders import same_bits, tree, write_adapter
-from pipelines import (
+from components import (
     FIRST,
     INDEX,
     LISTED,
@@ -27,6 +25,8 @@ from pipelines import (
     write_lora,
     write_pipeline,
 )
+from faults import seam
+from folders import same_bits, tree, write_adapter
 from safetensors.torch import load_file, save_file
 
 from wiseft_core import (
@@ -431,11 +431,9 @@ def test_a_resized_vocabulary_is_followed_in_the_config_of_its_component(base, t
     write_json(base / "vae" / "config.json", {"vocab_size": 5})
     saved = {f"base_model.model.text_encoder.{name}.weight": torch.full((7, 4), 3.0)}
     adapter = write_adapter(tmp_path / "lora", saved, modules_to_save=[name])
-    view = interpolate(base, adapter, 0.5, base_config={})
+    view = interpolate(base, adapter, 0.5)
     save_checkpoint(view, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "text_encoder" / "config.json").read_text()) == config | {"vocab_size": 7}
     assert (tmp_path / "out" / "vae" / "config.json").read_bytes() == (base / "vae" / "config.json").read_bytes()
     written = load_file(tmp_path / "out" / "text_encoder" / "model.safetensors")[f"{name}.weight"]
     assert torch.equal(written, torch.tensor([2.0] * 5 + [3.0] * 2)[:, None].expand(7, 4))
-    with pytest.raises(Unsupported, match="changes the config"):
-        interpolate(base, adapter, 0.5, base_config=config)

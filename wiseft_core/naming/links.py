@@ -6,7 +6,9 @@ the model's code; both are mapped forward, to the parameters that the present co
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 
 class Part(NamedTuple):
@@ -16,11 +18,14 @@ class Part(NamedTuple):
         number: Which, from 0.
         of: Of how many; they are of one size where only the number of them is known.
         axis: "out" or "in" of the matrix (out, in).
+        rest: The last part is not of the size of the others: each of those has as many rows as the tensor has columns,
+            as the q, k and v of a model's own width have, and the last is what is left.
     """
 
     number: int
     of: int
     axis: str = "out"
+    rest: bool = False
 
 
 class Link(NamedTuple):
@@ -41,3 +46,7 @@ class Link(NamedTuple):
     own: Part | None = None
     across: bool | None = False
     why: str = ""
+
+
+NOTHING: Final[Mapping[str, tuple[Link, ...]]] = MappingProxyType({})
+"""No links by name."""

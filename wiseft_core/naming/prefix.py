@@ -42,18 +42,24 @@ def rules(required: Collection[str], base: Collection[str]) -> tuple[Rule, ...]:
     """The rules under which every required name is a name of the base: (EXACT,) alone where that holds."""
     if all(name in base for name in required):
         return (EXACT,)
-    found = {Rule(add=first) for first in _first_components(base)}
-    found |= {Rule(strip=first) for first in _first_components(required)}
     # What is missing comes first: a rule that does not help is dropped at once, however many there are.
     ordered = sorted(required, key=base.__contains__)
-    return tuple(sorted(rule for rule in found if all(rule(name) in base for name in ordered)))
+    return tuple(rule for rule in _possible(required, base) if all(rule(name) in base for name in ordered))
+
+
+def _possible(required: Collection[str], base: Collection[str]) -> list[Rule]:
+    """Every prefix of the base to add, and the one to strip that all required names have, sorted."""
+    found = {Rule(add=first) for first in _first_components(base)}
+    first_of_all = _first_components(required)
+    if len(first_of_all) == 1 and all("." in name for name in required):
+        found |= {Rule(strip=first) for first in first_of_all}
+    return sorted(found)
 
 
 def nearest_rule(required: Collection[str], base: Collection[str]) -> Rule:
     """The rule that places the most names, of a sample where there are many, to report what is missing under it."""
     sample = sorted(required)[:: 1 + len(required) // SAMPLE]
-    found = [EXACT, *(Rule(add=first) for first in sorted(_first_components(base)))]
-    found += [Rule(strip=first) for first in sorted(_first_components(required))]
+    found = [EXACT, *_possible(required, base)]
     return max(found[:RULES], key=lambda rule: sum(rule(name) in base for name in sample))
 
 

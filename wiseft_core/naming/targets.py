@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
+Number = TypeVar("Number", int, float)
 NOTHING: Final = "dummy-target-modules"
 """PEFT's word for an adapter without a low-rank module."""
 
@@ -39,13 +40,13 @@ def targets(wanted: Collection[str], modules: Collection[str]) -> list[str] | st
     return "|".join(map(_escaped, sorted(wanted))) if names & ends else sorted(names)
 
 
-def exceptions(values: Mapping[str, int], default: int) -> dict[str, int]:
+def exceptions(values: Mapping[str, Number], default: Number) -> dict[str, Number]:
     """A pattern for every module whose value is not the default: last components where all with that one agree."""
-    by_leaf: defaultdict[str, set[int]] = defaultdict(set)
+    by_leaf: defaultdict[str, set[Number]] = defaultdict(set)
     for path, value in values.items():
         by_leaf[_leaf(path)].add(value)
     ends = {end for path in values for end in _ends(path)}
-    found: dict[str, int] = {}
+    found: dict[str, Number] = {}
     for path, value in values.items():
         if value == default:
             continue

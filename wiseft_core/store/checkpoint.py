@@ -43,7 +43,10 @@ class Checkpoint(Mapping[str, "Tensor"]):
         configs: What config.json beside the weights says, by component; of a checkpoint that is not a pipeline by "".
         config: The config of a checkpoint that is not a pipeline, or None.
         indexes: What each index says of the whole, such as total_size, by its file name.
+        component: The component of a pipeline that it was asked to be; None where none was named.
     """
+
+    component: str | None = None
 
     def __init__(
         self,
@@ -244,7 +247,9 @@ def open_checkpoint(
                 file.join(part)
             shards += found
         opened.pop_all()
-    return Checkpoint(given, shards, folder=root, configs=configs, indexes=indexes)
+    whole = Checkpoint(given, shards, folder=root, configs=configs, indexes=indexes)
+    whole.component = component
+    return whole
 
 
 def _open_files(place: Place, weight_map: Mapping[str, str] | None, files: Files) -> Iterator[TensorFile]:
