@@ -176,7 +176,8 @@ def _alike(
     first, *others = [*changed] or [[]]
     if first and all("rows" in one.site.factors for those in changed for one in those):
         return [*first], {other[0].site.factors["rows"]: first[0].site.factors["rows"] for other in others}
-    if config is None or not config.ensure_weight_tying:
+    biases = all(one.site.parameter == "bias" for those in changed for one in those)
+    if config is None or not (config.ensure_weight_tying or (config.bias == "all" and biases)):
         return None, {}
     pairs = {"value": "value", "A": "embedding_B", "B": "embedding_A"}
     ours, found = first[0].site.factors if first else {}, dict[str, str]()
