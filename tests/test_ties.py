@@ -38,7 +38,7 @@ def factors(modules: tuple[str, ...]) -> tuple[dict[str, Tensor], Tensor]:
 @pytest.mark.parametrize("modules", [m for count in (1, 2, 3, 4) for m in itertools.combinations(NAMES, count)])
 @pytest.mark.parametrize("live", [True, False])
 def test_shared_by_four_names(modules: tuple[str, ...], live: bool) -> None:
-    """What any of the names adds is added to the one tensor, under all names that the base has; a live one stays one."""
+    """What any of the names adds is added to the one tensor, under all names of the base; a live one stays one."""
     weight = random(ROWS, WIDTH, seed=0)
     base = {f"{name}.weight": weight for name in NAMES} if live else {"shared.weight": weight}
     base["other.weight"] = random(3, 3, seed=9)
@@ -52,6 +52,20 @@ def test_shared_by_four_names(modules: tuple[str, ...], live: bool) -> None:
         assert torch.allclose(held[name], wanted, rtol=1e-6, atol=1e-6), name
         assert held[name] is held["shared.weight"]
     assert set(view.plan.alike) == {f"{name}.weight" for name in NAMES[1:]}
+
+
+@pytest.mark.parametrize("tied", ["share", "untie"])
+def test_one_tensor_has_one_alpha(tied: str) -> None:
+    """Names that stay one tensor cannot have two alphas; those that are written apart can."""
+    weight = random(ROWS, WIDTH, seed=0)
+    base = {f"{name}.weight": weight for name in (NAMES[0], NAMES[3])}
+    alpha = {"shared.weight": 0.5, "lm_head.weight": 0.25}
+    adapter, config = factors(("shared", "lm_head"))[0], {**CONFIG, "ensure_weight_tying": False}
+    if tied == "untie":
+        assert dict(interpolate(base, adapter, alpha, config=config).alphas[0]) == alpha
+        return
+    with pytest.raises(errors.BadAlpha, match="one tensor with shared"):
+        interpolate(base, adapter, alpha, config=config, tied="share")
 
 
 @pytest.mark.parametrize("live", [True, False])

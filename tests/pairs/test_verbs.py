@@ -112,7 +112,7 @@ def test_a_plan_tells_what_becomes_of_a_tie_and_of_config() -> None:
 
 @awkward
 def test_a_rescaled_adapter_makes_the_interpolation(name: str, form: str, tmp_path: Path) -> None:
-    """Saved and read again it gives at 1 what the adapter gives at alpha, and `verify` makes it again; or is refused."""
+    """Saved and read again it gives at 1 what the adapter gives at alpha, and `verify` makes it again."""
     base, adapter, tied = inputs(name, form)
     if name == "llama_resized_embed":
         with pytest.raises(Unsupported, match="does not have"):
