@@ -154,11 +154,9 @@ class Ruled(NamedTuple):
         (link,) = self._links(group[0].target)[:1]
         module = link.parameter.rpartition(".")[0]
         wanted = self.config.target_parameters if self.config is not None else ()
-        names = [
-            name
-            for name in self.view.modules.get(module, ())
-            if name.rpartition(".")[2] == IN_PROJ or any(f".{name}".endswith(f".{entry}") for entry in wanted)
-        ]
+        held = self.view.modules.get(module, ())
+        said = {name for name in held if any(f".{name}".endswith(f".{entry}") for entry in wanted)}
+        names = [name for name in held if name in said or name.rpartition(".")[2] == IN_PROJ]
         options: list[list[Placed]] = []
         for site in group:
             options.append([])
@@ -168,8 +166,7 @@ class Ruled(NamedTuple):
                     landed = land([Link(name)], self.view.parameters, packed=packed)
                 except Astray as astray:
                     raise _astray(site, astray) from astray
-                leaf = name.rpartition(".")[2]
-                placed = Placed(site, landed, packed, leaf if leaf != IN_PROJ else "")
+                placed = Placed(site, landed, packed, name.rpartition(".")[2] if name in said else "")
                 if plausible(placed, self.adapter):
                     options[-1].append(placed)
         chosen = [one for one in itertools.product(*options) if _are_apart(one)] if len(group) <= len(names) else []
