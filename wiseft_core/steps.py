@@ -6,7 +6,8 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import (
@@ -25,6 +26,7 @@ from wiseft_core.methods import beside, family_of, fits, with_roles
 from wiseft_core.orientation import Orientation
 from wiseft_core.plans import StepSpec
 from wiseft_core.ruled import Placed
+from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_of_vocabulary, is_resized
 
@@ -34,7 +36,10 @@ INTEGERS = ("U8", "I16", "I32", "I64")
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that steps are decided from, besides the site itself."""
+    """All that steps are decided from, besides the site itself.
+
+    A model has thousands of sites and a handful of kinds: what was found of one is `known` of all that are like it.
+    """
 
     adapter: Mapping[str, TensorSpec]
     config: AdapterConfig | None
@@ -43,6 +48,22 @@ class Scene:
     families: Mapping[str, Family]
     base: Mapping[str, TensorSpec]
     replaced: frozenset[str]
+    known: dict[tuple[object, ...], Any] = field(default_factory=dict)
+
+    def family(self, site: Site, factors: Mapping[str, str]) -> str:
+        """`family_of`, worked out once for sites with the same factors."""
+        key = (site.method, site.parameter, *factors)
+        if key not in self.known:
+            self.known[key] = family_of(site, factors.keys(), self.config, self.families)
+        return str(self.known[key])
+
+    def kind(self, placed: Placed, factors: Mapping[str, str]) -> tuple[object, ...]:
+        """All that decides the step of a site besides its family and config, but for names."""
+        site, cuts = placed.site, [landing.cut for landing in placed.landed.landings]
+        parts = (len(cuts) > 1, any(cut.out or cut.into for cut in cuts), placed.packed and cuts[0].experts)
+        shapes = [(role, self.adapter[key]) for role, key in factors.items()]
+        weight, rank = self.weight(placed), self.ranks.get(site.module)
+        return (site.parameter, site.companion, site.twice, *parts, weight, rank, *shapes)
 
     def weight(self, placed: Placed) -> Shape:
         """The shape of the weight that a site changes: of a resized vocabulary, that of the saved copy."""
@@ -87,7 +108,7 @@ def steps_of(placed: Placed, scene: Scene) -> tuple[StepSpec, ...]:
             hint="the adapter file is damaged: one module is of one kind",
         )
     factors = {role.removeprefix("embedding_"): key for role, key in factors.items()}
-    family = family_of(site, factors.keys(), scene.config, scene.families)
+    family = scene.family(site, factors)
     layouts = ("embedding",) if embedding else tuple(name for name in LAYOUTS if name != "embedding")
     return (*steps, *_step(family, factors, layouts, placed, scene))
 
@@ -129,6 +150,9 @@ def _step(
             hint="this adapter was made by a tool that we do not know",
         )
     said = {} if scene.config is None else scene.config.said_at(placed.path, record.options)
+    kind = (family, layouts, repr(said), *scene.kind(placed, factors))
+    if kind in scene.known:
+        return (replace(scene.known[kind], factors=factors),)
     forms = with_roles(record, site.parameter, factors, name)
     meant = {at: form for at, form in forms.items() if form.when is None or form.when(said)}
     if not meant and site.companion:
@@ -149,12 +173,17 @@ def _step(
     hyper = _hyper(record, placed, rank, chosen.sizes, name, scene)
     others = {role: others[role] for role in chosen.change.beside}
     _check_parts(family, chosen.change, placed)
-    return (StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form, others),)
+    step = StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form, others)
+    if len(fitting) == 1 and not others:  # else names count too
+        scene.known[kind] = step
+    return (step,)
 
 
 def at(step: StepSpec, landing: Landing) -> StepSpec:
     """A step of a site as it is at one of the runs where that lands: cut, and in the orientation stored there."""
     layout, cut = LAYOUTS[step.layout], landing.cut
+    if cut == step.cut and not landing.across:
+        return step
     if layout.rows == "in":
         cut = cut._replace(out=cut.into, into=cut.out)
     stored = {"linear": "transposed", "transposed": "linear", "whole": "transposed"}
