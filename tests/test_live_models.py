@@ -129,3 +129,36 @@ def test_nothing_is_to_be_restored_after_an_exception(model, adapter):
     assert all(same_bits(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, expected)
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("tied", ["untie", "share"])
+def test_a_tied_live_model(model, tied):
+    """Untied, each module has its own change, as it was trained; shared, both are added, and both names are one object.
+
+    The logits are those of a model with the weights that the formula gives for either.
+    """
+    torch.manual_seed(1)
+    config = LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": True})
+    live = LlamaForCausalLM(config).eval()
+    weights = {name: value.clone() for name, value in live.state_dict().items()}
+    inner, outer = torch.randn(2, 17), torch.randn(8, 2)
+    first, second = torch.randn(2, 8), torch.randn(17, 2)
+    adapter = {
+        "model.embed_tokens.lora_embedding_A": inner, "model.embed_tokens.lora_embedding_B": outer,
+        "lm_head.lora_A.weight": first, "lm_head.lora_B.weight": second,
+    }  # fmt: skip
+    state = live.state_dict()
+    assert state[EMBEDDING].data_ptr() == state[HEAD].data_ptr()
+    view = interpolate(state, adapter, 0.5, config={"lora_alpha": 2}, base_config=config.to_dict(), tied=tied)
+    changes = {EMBEDDING: 0.5 * (outer @ inner).T, HEAD: 0.5 * second @ first}
+    both = {name: sum(changes.values()) for name in changes} if tied == "share" else changes
+    wanted = weights | {name: weights[EMBEDDING] + change for name, change in both.items()}
+    given = dict(view)
+    assert (given[EMBEDDING] is given[HEAD]) == (tied == "share")
+    assert all(torch.allclose(given[name], wanted[name], atol=1e-6) for name in wanted)
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    torch.testing.assert_close(run(live, given, tokens), run(live, wanted, tokens))
+    assert all(torch.equal(live.state_dict()[name], weights[name]) for name in weights)

@@ -111,10 +111,11 @@ def _under(
     if not found:
         raise _unclaimed(required, links, anchors, view)
     optional = {site.target for site in sites} - {site.target for site in required}
+    wanted = tuple(f".{entry}" for entry in config.target_parameters) if config is not None else ()
     placements, problems = [], list[WiseftError]()
     for rule in found:
         try:
-            placements.append(Ruled(rule, view, links, adapter, config).place(sites, optional))
+            placements.append(Ruled(rule, view, links, adapter, wanted).place(sites, optional))
         except WiseftError as error:
             problems.append(error)
     if not placements:

@@ -5,15 +5,19 @@ Verb floor; torch is not imported for paths and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from wiseft_core.binding import bind
 from wiseft_core.config import AdapterConfig
+from wiseft_core.errors import show
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.models import Config
 from wiseft_core.plans import Plan
 from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
 from wiseft_core.store.checkpoint import Checkpoint
+from wiseft_core.vocabulary import stem
 
 
 def plan(
@@ -60,7 +64,7 @@ def bind_sources(
         WiseftError: As for `bind`.
     """
     read = source.config if isinstance(source, Checkpoint) else None
-    return bind(
+    found = bind(
         source.specs,
         tuned.source.specs,
         config=tuned.config,
@@ -74,6 +78,29 @@ def bind_sources(
         components=_configs(source, base_config),
         families=families,
     )
+    return replace(found, notes=(*found.notes, *_doubts(source, tuned.config, base_config)))
+
+
+def _doubts(source: Source, config: AdapterConfig | None, base_config: Config) -> Iterator[str]:
+    """What speaks against this base: the adapter names another one, or another class of model."""
+    if config is None:
+        return
+    here = named(source.path) if isinstance(source, Checkpoint) else ""
+    said = (config.base_model or "").rstrip("/").rpartition("/")[2]
+    if here and said and here != said:
+        yield f"the adapter says that it was trained on {show(config.base_model)}; this base is called {show(here)}"
+    read = base_config if base_config is not None or not isinstance(source, Checkpoint) else source.config
+    classes, trained = (read or {}).get("architectures"), config.trained_class
+    if isinstance(classes, list) and classes and isinstance(trained, str) and stem(str(classes[0])) != stem(trained):
+        yield f"the adapter says that it was trained on a {show(trained)}; this base is a {show(classes[0])}"
+
+
+def named(path: Path) -> str:
+    """What a checkpoint is called: its folder, or its repository in a Hugging Face cache."""
+    parts = path.absolute().parts
+    if "snapshots" in parts[1:]:
+        return parts[parts.index("snapshots") - 1].rpartition("--")[2]
+    return path.absolute().stem if path.suffix == ".safetensors" else path.absolute().name
 
 
 def _configs(source: Source, given: Config) -> dict[str, Config]:

@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import AmbiguousName, UnclaimedKey, Unsupported, WiseftError, listed
 from wiseft_core.landings import Astray, Landed, land
 from wiseft_core.layouts import Shape
@@ -22,6 +21,8 @@ from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 from wiseft_core.views import View
 
+PARAMETERS: Final = 6
+"""Of how many parameters of one module it is tried which of them its keys mean."""
 IN_PROJ: Final = "in_proj_weight"
 """The one matrix that torch's attention has for queries, keys and values."""
 
@@ -95,13 +96,13 @@ def plausible(placed: Placed, adapter: Mapping[str, TensorSpec]) -> bool:
 
 
 class Ruled(NamedTuple):
-    """One view under one prefix rule."""
+    """One view under one prefix rule; `wanted` are the ends of the parameters that were tuned without their module."""
 
     rule: Rule
     view: View
     links: Mapping[str, tuple[Link, ...]]
     adapter: Mapping[str, TensorSpec]
-    config: AdapterConfig | None
+    wanted: tuple[str, ...]
 
     def place(self, sites: Sequence[Site], optional: Collection[str]) -> Placement:
         """The place of every site; `optional` are the targets that the base may lack.
@@ -113,7 +114,7 @@ class Ruled(NamedTuple):
         placed: list[Placed] = []
         new: dict[str, str] = {}
         grouped: defaultdict[str, list[Site]] = defaultdict(list)
-        deep = {site.module for site in sites if site.depth}
+        deep = {site.module for site in sites if site.depth or (is_unnamed(site) and self._is_wanted(site.target))}
         problems: list[WiseftError] = []
         for site in sites:
             links = self._links(site.target)
@@ -152,15 +153,18 @@ class Ruled(NamedTuple):
             problems.append(_astray(site, astray))
             return []
 
+    def _is_wanted(self, name: str) -> bool:
+        """Whether the config lists a parameter among those that were tuned without their module."""
+        return f".{name}".endswith(self.wanted)
+
     def _unwrapped(self, group: Sequence[Site]) -> list[Placed]:
         """Sites whose keys name a module alone: the shapes say which of its parameters each of them changes."""
         (link,) = self._links(group[0].target)[:1]
         module = link.parameter.rpartition(".")[0]
-        wanted = self.config.target_parameters if self.config is not None else ()
         names = [
             name
             for name in self.view.modules.get(module, ())
-            if name.rpartition(".")[2] == IN_PROJ or any(f".{name}".endswith(f".{entry}") for entry in wanted)
+            if name.rpartition(".")[2] == IN_PROJ or self._is_wanted(name)
         ]
         options: list[list[Placed]] = []
         for site in group:
@@ -175,7 +179,8 @@ class Ruled(NamedTuple):
                 placed = Placed(site, landed, packed, leaf if leaf != IN_PROJ else "")
                 if plausible(placed, self.adapter):
                     options[-1].append(placed)
-        chosen = [one for one in itertools.product(*options) if _are_apart(one)] if len(group) <= len(names) else []
+        possible = len(group) <= len(names) <= PARAMETERS
+        chosen = [one for one in itertools.product(*options) if _are_apart(one)] if possible else []
         if len(chosen) != 1:
             raise _unwrapped_problem(group, names, len(chosen), self)
         return list(chosen[0])
@@ -232,7 +237,7 @@ def _unwrapped_problem(group: Sequence[Site], names: Sequence[str], count: int, 
             got=got,
             hint="merge this adapter with PEFT, which knows the order of the module's parameters",
         )
-    listed_ones = ruled.config.target_parameters if ruled.config is not None else ()
+    listed_ones = [entry.removeprefix(".") for entry in ruled.wanted]
     return UnclaimedKey(
         f"{listed(keys)} — the base has no tensor for them",
         expected=f"{group[0].target}, or parameters of the module that target_parameters lists and that fit",

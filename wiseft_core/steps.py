@@ -21,7 +21,7 @@ from wiseft_core.errors import (
 )
 from wiseft_core.families import Change, Family, Hyper
 from wiseft_core.landings import Landing
-from wiseft_core.layouts import LAYOUTS, Shape, is_free
+from wiseft_core.layouts import LAYOUTS, Layout, Shape, is_free
 from wiseft_core.methods import beside, family_of, fits, with_roles
 from wiseft_core.orientation import Orientation
 from wiseft_core.plans import StepSpec
@@ -60,7 +60,12 @@ class Scene:
     def kind(self, placed: Placed, factors: Mapping[str, str]) -> tuple[object, ...]:
         """All that decides the step of a site besides its family and config, but for names."""
         site, cuts = placed.site, [landing.cut for landing in placed.landed.landings]
-        parts = (len(cuts) > 1, any(cut.out or cut.into for cut in cuts), placed.packed and cuts[0].experts)
+        parts = (
+            len(cuts) > 1,
+            any(cut.out for cut in cuts),
+            any(cut.into for cut in cuts),
+            placed.packed and cuts[0].experts,
+        )
         shapes = [(role, self.adapter[key]) for role, key in factors.items()]
         weight, rank = self.weight(placed), self.ranks.get(site.module)
         return (site.parameter, site.companion, site.twice, *parts, weight, rank, *shapes)
@@ -172,7 +177,7 @@ def _step(
     rank = chosen.sizes.get("rank", scene.ranks.get(site.module))
     hyper = _hyper(record, placed, rank, chosen.sizes, name, scene)
     others = {role: others[role] for role in chosen.change.beside}
-    _check_parts(family, chosen.change, placed)
+    _check_parts(family, chosen.change, chosen.layout, placed)
     step = StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form, others)
     if len(fitting) == 1 and not others:  # else names count too
         scene.known[kind] = step
@@ -190,12 +195,13 @@ def at(step: StepSpec, landing: Landing) -> StepSpec:
     return replace(step, layout=stored[layout.name] if landing.across else layout.name, cut=cut)
 
 
-def _check_parts(family: str, change: Change, placed: Placed) -> None:
-    """Refuse a change that cannot be made to a part of its weight alone."""
+def _check_parts(family: str, change: Change, layout: Layout, placed: Placed) -> None:
+    """Refuse a change that cannot be made to a part of its weight alone: its rows are measured whole."""
     cuts = [landing.cut for landing in placed.landed.landings]
     in_parts = any(cut.out or cut.into for cut in cuts)
     many = len(cuts) > 1 or in_parts or placed.packed
-    if many and (change.beside or (in_parts and (change.whole or change.measure is not None))):
+    torn = any(cut.out if layout.rows == "in" else cut.into for cut in cuts)
+    if (many and change.beside) or (in_parts and change.whole) or (torn and change.measure is not None):
         raise Unsupported(
             f"{placed.site.target} — {family} over a weight that the base stores in {len(cuts)} parts",
             expected="a change that is made row by row",

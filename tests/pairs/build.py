@@ -16,8 +16,8 @@ import peft
 import torch
 import transformers
 from pairs import plain
-from pairs.models import MODELS
 from pairs.pair import Pair, State
+from pairs.strangers import MODELS
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -43,6 +43,7 @@ class Pair:
         origin: The base's name of a tuned tensor, where layers were replicated.
         absent: Parameters that neither base nor adapter has: transformers must miss them, and nobody can compare them.
         legal: Perturbations that may be taken, by label ("suffix/lora_A.weight") or kind ("suffix"), and why.
+        refused: The error by which the package refuses the pair as it is, where that is right.
         formats: The formats that the base is saved in.
     """
 
@@ -62,6 +63,7 @@ class Pair:
     origin: Callable[[str], str] | None = None
     absent: frozenset[str] = frozenset()
     legal: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
     formats: tuple[str, ...] = FORMATS
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 from pairs.build import PREFIX, Loaded, base_of, base_state, tuned_of
-from pairs.models import MODELS
 from pairs.pair import Pair, State
+from pairs.strangers import MODELS
 
 ROLE = re.compile(
     r"\.(lora_[A-Za-z_]+|hada_\w+|ia3_l|oft_R|vera_lambda_\w+|token_adapter\.trainable_tokens_delta)(\.weight|\.bias)?$"

@@ -32,9 +32,8 @@ def verdict(name: str, form: str) -> str:
 
 
 def main() -> None:
-    """One line per pair and format; without arguments the list of what is to do is written anew."""
+    """One line for each pair and format whose name holds one of the arguments; without arguments for all."""
     torch.set_num_threads(1)
-    failing = []
     for name in [n for n in PAIRS if not sys.argv[1:] or any(a in n for a in sys.argv[1:])]:
         start = time.time()
         try:
@@ -46,13 +45,7 @@ def main() -> None:
         for form in PAIRS[name].formats:
             start = time.time()
             said = verdict(name, form)
-            failing += [] if said == "right" else [f"{name}/{form}"]
             print(f"{name + '/' + form:40} {said}   [{built:.1f} + {time.time() - start:.1f} s]", flush=True)
-    if not sys.argv[1:]:
-        todo = Path(__file__).with_name("todo.py")
-        lines = "".join(f'    "{entry}",\n' for entry in failing)
-        value = f"frozenset(\n    {{\n{lines.replace('    ', '        ')}    }}\n)" if failing else "frozenset()"
-        todo.write_text(todo.read_text().partition("\nTODO:")[0] + f"\nTODO: frozenset[str] = {value}\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The tiny models of the blind set: architectures that nobody looked at while names were made."""
+"""The tiny models of the blind set: architectures that nobody looked at while names were made; and all."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pairs import models
 from pairs.models import BERT, EXPERTS, PICTURE, SEQ2SEQ, SMALL, TEXT, TIED, TWIN_PICTURE, TWIN_TEXT, UNTIED
 
 STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -275,3 +276,5 @@ STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+MODELS = models.MODELS | STRANGERS
+"""All of them."""

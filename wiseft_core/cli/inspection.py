@@ -20,6 +20,7 @@ from wiseft_core.errors import ConfigError, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES
 from wiseft_core.methods import CARRIED, family_of, ranks, suffixes
 from wiseft_core.naming.peft import PeftKey, parse_keys
+from wiseft_core.naming.schemes import HINT, SCHEMES, detect
 from wiseft_core.schedules import canonical
 from wiseft_core.sites import Site, collect
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, open_adapter
@@ -51,10 +52,12 @@ class Inspection:
         bytes: Bytes of all tensors.
         base_model: Where the config says the base came from. Nothing is ever fetched from there.
         refusals: Why `interpolate` would refuse it, whatever the base.
+        spelling: The tool whose spelling its keys have.
     """
 
     path: str
     method: str
+    spelling: str = "peft"
     options: Mapping[str, object] = field(default_factory=dict)
     factors: Mapping[str, int] = field(default_factory=dict)
     ranks: Mapping[int, int] = field(default_factory=dict)
@@ -84,6 +87,7 @@ class Inspection:
             "format": "wiseft-inspect/1",
             "path": self.path,
             "method": self.method,
+            "spelling": self.spelling,
             "options": dict(self.options),
             "modules": self.modules,
             "factors": dict(self.factors),
@@ -104,6 +108,7 @@ class Inspection:
         values = {
             "adapter": self.path,
             "method": self.method,
+            "spelling": "" if self.spelling == "peft" else self.spelling,
             "options": ", ".join(f"{name} {json.dumps(value)}" for name, value in self.options.items()),
             "modules": plural(self.modules, "module") + " with factors" if self.modules else "",
             "factors": tally(self.factors),
@@ -132,6 +137,8 @@ def inspect_adapter(path: Path) -> Inspection:
         Fault: The operating system cannot read it.
     """
     path = found_at(path)
+    if (spelled := _spelled(path)) is not None:
+        return spelled
     folder = path.parent if path.name == WEIGHTS_FILE else path
     refusals: list[WiseftError] = []
     config: AdapterConfig | None = None
@@ -163,6 +170,38 @@ def inspect_adapter(path: Path) -> Inspection:
         bytes=sum(spec.nbytes for spec in specs.values()),
         base_model=base_model if isinstance(base_model, str) and base_model else None,
         refusals=tuple(refusals),
+    )
+
+
+def _spelled(path: Path) -> Inspection | None:
+    """An adapter in another spelling than PEFT's: what its keys say; None for one of PEFT's, or one that is none."""
+    folder = path if path.is_dir() else path.parent
+    if path.name == WEIGHTS_FILE or (path.is_dir() and (folder / CONFIG_FILE).exists()):
+        return None
+    try:
+        specs = open_checkpoint(path).specs
+    except WiseftError:
+        return None  # not a checkpoint at all: then it is refused as an adapter
+    scheme = detect(specs)
+    if scheme is None:
+        return None
+    words = {key: word for key in specs if (word := SCHEMES[scheme].parse(key)) is not None}
+    strange = [Unsupported(f"{key} — {word.why}", got=key, hint=HINT) for key, word in words.items() if word.why]
+    methods = {word.method for word in words.values()} - {""}
+    doubled = any(word.role in ("magnitude", "dora_scale") for word in words.values())
+    sizes = {word.module: specs[key].shape[0] for key, word in words.items() if word.role == "A" and specs[key].shape}
+    modules = {(word.component, word.module) for word in words.values()}
+    return Inspection(
+        path=str(path),
+        method=" + ".join(sorted(methods)) if methods != {"LORA"} else "DoRA" if doubled else "LoRA",
+        spelling=scheme,
+        factors=Counter(word.role for word in words.values() if word.role != "alpha"),
+        ranks=Counter(sizes.values()),
+        formula="alpha / r, of the file's .alpha",
+        targets=Counter(re.sub(r"(?<![^._])\d+(?![^._])", "*", ".".join(filter(None, each))) for each in modules),
+        dtypes=Counter(spec.dtype for spec in specs.values()),
+        bytes=sum(spec.nbytes for spec in specs.values()),
+        refusals=tuple(strange),
     )
 
 

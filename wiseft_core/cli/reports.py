@@ -33,7 +33,7 @@ def written(report: Report, view: StateDict, seconds: float, *, next_step: str) 
         "wrote": f"{report.path}: {plural(len(report.files), 'file')}, {size(report.bytes)} in {seconds:.1f} s",
         "alpha": ", ".join(alphas(*each) for each in zip(view.alphas, view.given, strict=True)),
         "tensors": f"{report.touched} interpolated, {copied} copied, {len(report.new)} new",
-        "rule": "" if view.plan.rule == "exact" else f"names of the adapter: {view.plan.rule}",
+        "names": "" if view.plan.rule == "exact" else names(view.plan.rule),
     }
     lines = _ended(report, fields(values), dict.fromkeys((*view.plan.notes, *report.notes)))
     return "\n".join([*lines, "", "Next:", f"  {next_step}"])
@@ -102,12 +102,16 @@ def planned(plan: Plan, *, next_step: str) -> str:
     """The accounting of a plan: every adapter tensor, every touched base tensor, and the bytes to write."""
     consumed = plan.consumed()
     copied = len(plan.outputs) - len(plan.bindings) - len(plan.new)
+    pieces = sum(len(bound.pieces) for bound in plan.bindings.values())
     values = {
         "adapter": f"{plural(len(consumed), 'tensor')}, all accounted for: {len(consumed) - len(plan.ignored)} used, "
         f"{len(plan.ignored)} without meaning for the weights",
         "base": f"{len(plan.bindings)} tensors to interpolate, {copied} to copy, {len(plan.new)} new",
-        "names": "as in the base" if plan.rule == "exact" else f"prefix rule {plan.rule}",
+        "pieces": "" if pieces == len(plan.bindings) else f"{pieces}: experts, or parts of a tensor, each by itself",
+        "names": names(plan.rule),
         "to write": size(plan.nbytes),
+        "config": ", ".join(f"{path} = {value}" for path, value in plan.config.items()),
+        "made from": _sources(plan),
         "new": listed(plan.new, most=10),
         "ignored": listed(plan.ignored, most=10),
     }
@@ -117,6 +121,18 @@ def planned(plan: Plan, *, next_step: str) -> str:
     rows = [(*kind, count) for kind, count in sorted(kinds.items())]
     lines = [fields(values), "", table(("family", "layout", "parameter", "tensors"), rows), *_notes(plan.notes)]
     return "\n".join([*lines, "", "Next:", f"  {next_step}"])
+
+
+def names(rule: str) -> str:
+    """How names of the adapter became names of the base."""
+    view, _, prefix = rule.rpartition(" ")
+    told = "as transformers has them in memory" if view else "as in the base"
+    return told if prefix == "exact" else f"{told}, prefix rule {prefix}"
+
+
+def _sources(plan: Plan) -> str:
+    """The tensors that are made from a base tensor of another name."""
+    return listed([f"{name} from {source}" for name, source in plan.sources.items()], most=4)
 
 
 def checked(report: Report) -> str:

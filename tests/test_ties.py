@@ -1,0 +1,141 @@
+"""Tied embeddings, grown models and resized vocabularies: what a plan says of them, from names and shapes alone."""
+
+from __future__ import annotations
+
+import pytest
+from plans import P, lora, plan_of
+
+from wiseft_core.errors import ConfigError, ShapeMismatch, TiedEmbeddings, Unsupported
+
+E, H = "model.embed_tokens.weight", "lm_head.weight"
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "vocab_size": 9}
+BASE = {E: (9, 4), "model.layers.0.q.weight": (4, 4)}
+EMBEDDED = {f"{P}model.embed_tokens.lora_embedding_A": (2, 9), f"{P}model.embed_tokens.lora_embedding_B": (4, 2)}
+HEADED = lora("lm_head", 9, 4)
+COPY = {f"{P}model.embed_tokens.base_layer.weight": (9, 4)}
+SAVED = {f"{P}model.embed_tokens.base_layer.weight": (9, 4), f"{P}lm_head.base_layer.weight": (9, 4)}
+
+
+def steps(plan):
+    """The families that change each of the two."""
+    return {name: [step.family for step in plan.bindings[name].steps] for name in (E, H) if name in plan.bindings}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "config", "tied", "expected", "apart"),
+    [
+        (EMBEDDED, {}, "untie", {E: ["lora"]}, True),
+        (HEADED, {}, "untie", {H: ["lora"]}, True),
+        (EMBEDDED | HEADED, {}, "untie", {E: ["lora"], H: ["lora"]}, True),
+        (EMBEDDED | HEADED, {}, "share", {E: ["lora", "lora"]}, False),
+        (HEADED, {}, "share", {E: ["lora"]}, False),
+        (EMBEDDED | HEADED, {"ensure_weight_tying": True}, "untie", {E: ["lora"]}, False),
+        (EMBEDDED | HEADED | SAVED, {}, "share", {E: ["full", "lora", "lora"]}, False),
+        (EMBEDDED | COPY, {}, "untie", {E: ["full", "lora"], H: ["full"]}, True),
+        ({f"{P}{E}": (9, 4)}, {"modules_to_save": ["embed_tokens"]}, "untie", {E: ["full"]}, True),
+        ({f"{P}{H}": (9, 4)}, {"modules_to_save": ["lm_head"]}, "untie", {H: ["full"]}, True),
+        (
+            {f"{P}model.embed_tokens.token_adapter.trainable_tokens_delta": (1, 4)},
+            {"trainable_token_indices": {"embed_tokens": [2]}},
+            "untie",
+            {E: ["tokens"]},
+            False,
+        ),
+        (lora("model.layers.0.q", 4, 4), {}, "untie", {}, False),
+    ],
+)
+def test_what_becomes_of_a_tied_embedding(adapter, config, tied, expected, apart):
+    """Each changed where tuning changed it; apart only where they differ; the flag follows."""
+    plan = plan_of(BASE, adapter, {"lora_alpha": 4, **config}, base_config=LLAMA, tied=tied)
+    assert steps(plan) == expected
+    assert (H in plan.outputs) == apart
+    assert plan.config == ({"tie_word_embeddings": False} if apart else {})
+    assert plan.sources == ({H: E} if apart else {})
+    assert set(plan.consumed()) == set(adapter)
+    assert plan.consumed().keys() >= plan.copies.keys()
+
+
+def test_both_on_disk_are_written_apart_too():
+    """A base that holds both names though its config ties them: what is not changed stays, and the flag is undone."""
+    plan = plan_of(BASE | {H: (9, 4)}, EMBEDDED, base_config=LLAMA)
+    assert steps(plan) == {E: ["lora"]} and not plan.sources and plan.config == {"tie_word_embeddings": False}
+
+
+def test_a_head_whose_name_is_not_known_is_refused():
+    """An architecture that the table does not know: refused, and `share` needs no name."""
+    config = {"model_type": "mine", "architectures": ["MineForCausalLM"]}
+    with pytest.raises(TiedEmbeddings, match="tied"):
+        plan_of(BASE, EMBEDDED, base_config=config)
+    assert steps(plan_of(BASE, EMBEDDED | HEADED, base_config=config, tied="share")) == {E: ["lora", "lora"]}
+    with pytest.raises(ConfigError, match="tied"):
+        plan_of(BASE, EMBEDDED, base_config=LLAMA, tied="both")
+
+
+def test_more_than_two_names_for_one_tensor_are_refused():
+    """T5 ties the tables of encoder, decoder and head to one: untying one of them is not what its flag says."""
+    config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": True}
+    adapter = {f"{P}shared.lora_embedding_A": (2, 9), f"{P}shared.lora_embedding_B": (4, 2)}
+    with pytest.raises(Unsupported, match="more than two"):
+        plan_of({"shared.weight": (9, 4)}, adapter, base_config=config)
+    plan = plan_of({"shared.weight": (9, 4)}, adapter, base_config=config, tied="share")
+    assert list(plan.bindings) == list(plan.outputs) == ["shared.weight"]
+
+
+LAYERS = {f"model.layers.{layer}.q.weight": (6, 4) for layer in range(3)} | {"model.norm.weight": (4,)}
+
+
+def test_a_grown_model_has_a_layer_for_each_copy():
+    """Layers 0 1 1 2: each is made from its layer of the base, the config counts four, and lists go along."""
+    adapter = lora("model.layers.2.q", 6, 4)
+    said = {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]}
+    plan = plan_of(LAYERS, adapter, {"lora_alpha": 4, "layer_replication": [[0, 2], [1, 3]]}, base_config=said)
+    named = {f"model.layers.{at}.q.weight": f"model.layers.{of}.q.weight" for at, of in enumerate((0, 1, 1, 2))}
+    assert plan.sources == {name: source for name, source in named.items() if name != source}
+    assert set(plan.outputs) == {*named, "model.norm.weight"}
+    assert list(plan.bindings) == ["model.layers.2.q.weight"]
+    assert plan.config == {"num_hidden_layers": 4, "layer_types": ["a", "b", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("spans", "error", "base"),
+    [
+        ([[0, 2], [1, 9]], ConfigError, LAYERS),
+        ([[0, 2]], Unsupported, LAYERS),
+        ([[0, 4]], Unsupported, LAYERS | {f"tower.layers.{at}.q.weight": (6, 4) for at in range(3)}),
+        ([[2, 1]], ConfigError, LAYERS),
+        ([[0]], ConfigError, LAYERS),
+        ("all", ConfigError, LAYERS),
+    ],
+)
+def test_layers_that_the_base_does_not_have_are_refused(spans, error, base):
+    """A layer too many, fewer than before, two stacks of layers, and spans that are none."""
+    with pytest.raises(error, match="layer"):
+        plan_of(base, lora("model.layers.1.q", 6, 4), {"lora_alpha": 4, "layer_replication": spans})
+
+
+UNTIED = {**LLAMA, "tie_word_embeddings": False, "text_config": {"vocab_size": 9}}
+
+
+def test_a_resized_vocabulary_is_followed():
+    """Saved tables with more rows: outputs, pieces and config follow; all tables must."""
+    saved = {f"{P}{E}": (11, 4), f"{P}{H}": (11, 4)} | lora("model.layers.0.q", 4, 4)
+    plan = plan_of(BASE | {H: (9, 4)}, saved, base_config=UNTIED)
+    assert plan.outputs[E].shape == plan.outputs[H].shape == plan.bindings[H].pieces[0].shape == (11, 4)
+    assert plan.bindings[E].spec.shape == (9, 4)
+    assert plan.config == {"vocab_size": 11, "text_config.vocab_size": 11}
+    for lost, other in ((f"{P}{H}", {}), (f"{P}{H}", {f"{P}{H}": (12, 4)})):
+        wrong = {key: shape for key, shape in saved.items() if key != lost} | other
+        with pytest.raises(ShapeMismatch, match="vocabulary"):
+            plan_of(BASE | {H: (9, 4)}, wrong, base_config=UNTIED)
+    with pytest.raises(ShapeMismatch):
+        plan_of(BASE | {H: (9, 4)}, {f"{P}{E}": (11, 5)}, base_config=UNTIED)
+
+
+def test_another_class_is_not_a_resized_vocabulary():
+    """A base of another class than the adapter was trained on is refused where only a resized table would fit."""
+    saved = {f"{P}{E}": (11, 4), f"{P}{H}": (11, 4)}
+    trained = {"lora_alpha": 4, "auto_mapping": {"base_model_class": "Qwen2VLForConditionalGeneration"}}
+    with pytest.raises(ShapeMismatch, match="another class"):
+        plan_of(BASE | {H: (9, 4)}, saved, trained, base_config=UNTIED)
+    trained["auto_mapping"] = {"base_model_class": "LlamaModel"}
+    assert plan_of(BASE | {H: (9, 4)}, saved, trained, base_config=UNTIED).outputs[E].shape == (11, 4)
