@@ -5,9 +5,8 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import (
@@ -22,59 +21,14 @@ from wiseft_core.errors import (
 from wiseft_core.families import Change, Family, Hyper
 from wiseft_core.landings import Landing
 from wiseft_core.layouts import LAYOUTS, Layout, Shape, is_free
-from wiseft_core.methods import beside, family_of, fits, with_roles
-from wiseft_core.orientation import Orientation
+from wiseft_core.methods import beside, fits, with_roles
 from wiseft_core.plans import StepSpec
 from wiseft_core.ruled import Placed
-from wiseft_core.sites import Site
-from wiseft_core.types import TensorSpec
-from wiseft_core.vocabulary import is_of_vocabulary, is_resized
+from wiseft_core.scene import Scene
+from wiseft_core.vocabulary import is_of_vocabulary
 
 INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """All that steps are decided from, besides the site itself.
-
-    A model has thousands of sites and a handful of kinds: what was found of one is `known` of all that are like it.
-    """
-
-    adapter: Mapping[str, TensorSpec]
-    config: AdapterConfig | None
-    orientation: Callable[[str], Orientation]
-    ranks: Mapping[str, int]
-    families: Mapping[str, Family]
-    base: Mapping[str, TensorSpec]
-    replaced: frozenset[str]
-    known: dict[tuple[object, ...], Any] = field(default_factory=dict)
-
-    def family(self, site: Site, factors: Mapping[str, str]) -> str:
-        """`family_of`, worked out once for sites with the same factors."""
-        key = (site.method, site.parameter, *factors)
-        if key not in self.known:
-            self.known[key] = family_of(site, factors.keys(), self.config, self.families)
-        return str(self.known[key])
-
-    def kind(self, placed: Placed, factors: Mapping[str, str]) -> tuple[object, ...]:
-        """All that decides the step of a site besides its family and config, but for names."""
-        site, cuts = placed.site, [landing.cut for landing in placed.landed.landings]
-        parts = (
-            len(cuts) > 1,
-            any(cut.out for cut in cuts),
-            any(cut.into for cut in cuts),
-            placed.packed and cuts[0].experts,
-        )
-        shapes = [(role, self.adapter[key]) for role, key in factors.items()]
-        weight, rank = self.weight(placed), self.ranks.get(site.module)
-        return (site.parameter, site.companion, site.twice, *parts, weight, rank, *shapes)
-
-    def weight(self, placed: Placed) -> Shape:
-        """The shape of the weight that a site changes: of a resized vocabulary, that of the saved copy."""
-        shape, key = placed.landed.shape, placed.site.factors.get("value")
-        saved = self.adapter[key].shape if key is not None and not placed.packed else shape
-        return saved if is_resized(placed.site.target, shape, saved) else shape
 
 
 def steps_of(placed: Placed, scene: Scene) -> tuple[StepSpec, ...]:
