@@ -20,8 +20,9 @@ from wiseft_core.naming.peft import UNUSED, parse_keys
 from wiseft_core.orientation import Orientation
 from wiseft_core.plans import Binding, Piece, Plan
 from wiseft_core.ruled import Placed, Placement
+from wiseft_core.scene import Scene
 from wiseft_core.sites import collect, copies
-from wiseft_core.steps import Scene, at, steps_of, token_rows
+from wiseft_core.steps import at, steps_of, token_rows
 from wiseft_core.ties import Bond, Tied, as_tied, check, settle
 from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_resized

@@ -32,6 +32,10 @@ class Packed:
         self._kept: dict[int, dict[str, Tensor]] = {}
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
+        """What is kept stays in its process."""
+        return Packed, ()
+
     def __call__(self, source: Source, key: str, experts: int) -> Tensor:
         """The stored factor (out, rank·experts) as (experts, out, rank)."""
         with self._lock:

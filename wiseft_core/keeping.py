@@ -13,8 +13,9 @@ from wiseft_core.errors import CheckpointError, EvaluationFailed
 from wiseft_core.evaluation import Evaluation, best
 from wiseft_core.jobs import Job, report_of
 from wiseft_core.judging import Judge, SweepReport
-from wiseft_core.offline import Run, run_tasks, staging_for, write_beside
+from wiseft_core.offline import run_tasks, staging_for, write_beside
 from wiseft_core.record import manifest_of
+from wiseft_core.running import Run
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.manifest import MANIFEST
 from wiseft_core.store.publish import Staging

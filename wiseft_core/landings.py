@@ -6,6 +6,8 @@ parameter, a run of a tensor that several sites share, or a matrix of a stack.
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -75,7 +77,9 @@ def land(links: Sequence[Link], parameters: Mapping[str, Parameter], *, packed: 
     Raises:
         Astray: The base cannot be followed there, or what is meant is no run of a tensor.
     """
-    found: list[Landing] = []
+    if len(links) == 1 and not packed and (whole := _as_stored(links[0], parameters[links[0].parameter])):
+        return whole
+    found: list[tuple[Landing, tuple[int, int]]] = []
     reached = 0
     for link in sorted(links, key=lambda link: link.own.number if link.own else 0):
         parameter = parameters[link.parameter]
@@ -89,8 +93,7 @@ def land(links: Sequence[Link], parameters: Mapping[str, Parameter], *, packed: 
         for one in _matrices(parameter, link.expert, packed):
             landing = _landing(one, matrix, rows, columns, reached if link.own else None)
             if landing is not None:
-                experts, expert = (parameter.shape[0], one.expert or 0) if packed else (0, 0)
-                found.append(landing._replace(cut=landing.cut._replace(experts=experts, expert=expert)))
+                found.append((landing, (parameter.shape[0], one.expert or 0) if packed else (0, 0)))
         reached += rows[1] - rows[0]
         shape = matrix
         if link.part is not None:
@@ -99,10 +102,17 @@ def land(links: Sequence[Link], parameters: Mapping[str, Parameter], *, packed: 
             shape = (*matrix[:along], last - first, *matrix[along + 1 :])
     if any(link.own for link in links):
         shape = (reached, *shape[1:])
-    found = [_whole(landing, shape) for landing in found]
     if not found:
         raise Astray(f"nothing of {links[0].parameter} is meant")
-    return Landed(shape, tuple(found))
+    return Landed(shape, tuple(_whole(landing, shape, *experts) for landing, experts in found))
+
+
+def _as_stored(link: Link, parameter: Parameter) -> Landed | None:
+    """What `land` gives for a parameter that is one tensor of the base as it is: by far the most are."""
+    if link[1:4] != (None, None, None) or parameter.why or len(parameter.held) != 1:
+        return None
+    name, start, shape, *parts, across = parameter.held[0]
+    return Landed(parameter.shape, (Landing(name, start, shape, UNCUT, across),)) if parts == [None] * 3 else None
 
 
 def _range(part: Part | None, matrix: Shape, axis: str) -> Range:
@@ -117,11 +127,15 @@ def _range(part: Part | None, matrix: Shape, axis: str) -> Range:
 
 def _matrices(parameter: Parameter, expert: int | None, packed: bool) -> Iterator[Held]:
     """The parts of a parameter that hold an expert, or each of them; a stack on disk is taken apart."""
+    if expert is not None and not packed and parameter.held and parameter.held[0].expert is not None:
+        at = bisect_left(parameter.held, expert, key=_expert_of)  # in their order, and there may be hundreds
+        yield from itertools.takewhile(lambda held: held.expert == expert, itertools.islice(parameter.held, at, None))
+        return
     for held in parameter.held:
         if not packed and expert is None:
             yield held
         elif held.expert is not None:
-            if packed or held.expert == expert:
+            if packed:
                 yield held
         else:
             size = matrix_shape(held.shape)[1]
@@ -130,6 +144,11 @@ def _matrices(parameter: Parameter, expert: int | None, packed: bool) -> Iterato
                     raise Astray(f"expert {number} of {held.name}, which has {held.shape[0]}")
                 run = (held.start + number * size, held.shape[1:])
                 yield Held(held.name, *run, number, held.out, held.into, held.across)
+
+
+def _expert_of(held: Held) -> int:
+    """Which matrix of a stack a part is of."""
+    return -1 if held.expert is None else held.expert
 
 
 def _landing(held: Held, matrix: Shape, rows: Range, columns: Range, reached: int | None) -> Landing | None:
@@ -150,8 +169,10 @@ def _landing(held: Held, matrix: Shape, rows: Range, columns: Range, reached: in
     return Landing(held.name, start, shape, cut, held.across)
 
 
-def _whole(landing: Landing, shape: Shape) -> Landing:
-    """The same with cuts only where they leave something out."""
-    out = None if landing.cut.out == (0, (*shape, 1)[0]) else landing.cut.out
-    into = None if landing.cut.into == (0, (*shape, 1, 1)[1]) else landing.cut.into
-    return landing._replace(cut=landing.cut._replace(out=out, into=into))
+def _whole(landing: Landing, shape: Shape, experts: int, expert: int) -> Landing:
+    """The same with cuts only where they leave something out, and with the matrix of a stack that it is."""
+    cut = landing.cut
+    out = None if cut.out == (0, (*shape, 1)[0]) else cut.out
+    into = None if cut.into == (0, (*shape, 1, 1)[1]) else cut.into
+    kept = UNCUT if not experts and out is None is into else Cut(experts, expert, out, into)
+    return Landing(landing.name, landing.start, landing.shape, kept, landing.across)

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
-from wiseft_core import executors
-from wiseft_core.budget import threads_within
+from wiseft_core import executors, ranges
 from wiseft_core.errors import CheckpointError, NotFinite
+from wiseft_core.excerpts import check_sendable
 from wiseft_core.executors import Task
 from wiseft_core.jobs import Job, check_size, digests_beside, plan_job, report_of
 from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places
 from wiseft_core.report import Report
+from wiseft_core.running import Run
 from wiseft_core.sources import BaseLike
-from wiseft_core.statedict import StateDict
-from wiseft_core.store.files import FILES, Files
+from wiseft_core.store.files import FILES
 from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
 from wiseft_core.store.sidecars import copy_sidecar
@@ -34,31 +33,6 @@ from wiseft_core.tasks import Counter, Progress, Target, compare, fill
 
 Written = Mapping[str, tuple[int, str]]
 """Size and digest of each file, by its name in the output."""
-
-
-class Run(NamedTuple):
-    """How a job is run: none of this changes a byte, but for the manifest's word that all was synced."""
-
-    files: Files
-    threads: int
-    progress: Progress | None
-    sync: bool
-
-    @classmethod
-    def of(cls, files: Files, threads: int | None, progress: Progress | None, sync: bool) -> Run:
-        """With as many threads as there are processors, where none are given."""
-        return cls(files, threads or executors.default_threads(), progress, sync)
-
-    def within(self, memory: int | str | None, job: Job) -> Run:
-        """With no more threads than a budget of memory allows.
-
-        Raises:
-            ConfigError: It is too small for one.
-        """
-        if memory is None:
-            return self
-        bounds = [view.bound for view in job.views.values() if isinstance(view, StateDict)]
-        return self._replace(threads=threads_within(memory, self.threads, bounds[:1], len(job.views)))
 
 
 def save_checkpoint(
@@ -74,6 +48,7 @@ def save_checkpoint(
     resume: bool = False,
     max_bytes: int | str | None = None,
     memory: int | str | None = None,
+    executor: Executor | None = None,
 ) -> Report:
     """Write weights as a folder of safetensors files, complete or not at all.
 
@@ -96,20 +71,26 @@ def save_checkpoint(
         max_bytes: Refuse, before anything is written, an output with more bytes of weights than this ("200GB").
         memory: Use fewer threads where the process would need more resident memory than this ("512MB"), which
             includes what it has now. The bits do not depend on it.
+        executor: Who computes, in the place of threads of this process: a ThreadPoolExecutor, a ProcessPoolExecutor,
+            Dask's `client.get_executor()`, or anything of `concurrent.futures`' interface. Other processes read the
+            inputs and write the output by its paths, on a file system that all share; both are published from here. The
+            bits do not depend on it.
     Returns:
         What was written, and which files beside the base were left out.
     Raises:
         CheckpointError: `path` is not absent or empty, or overlaps an input.
         ConfigError: What is to be resumed is another job (another input, alpha, policy or version), or the output would
-            be larger than `max_bytes`, or one thread needs more than `memory`.
-        Fault: The operating system failed a call: no space, no permission, an I/O error. No output is left.
+            be larger than `max_bytes`, or one thread needs more than `memory`, or tensors in memory are to be computed
+            by other processes.
+        Fault: The operating system failed a call: no space, no permission, an I/O error; or the executor lost its
+            workers. No output is left.
         InputChanged: An input changed while it was read. No output is left.
         Locked: Another process writes to the same output.
         NotFinite: A result is not finite, or does not fit its dtype. No output is left.
     """
-    out, run = Path(path), Run.of(FILES, threads, progress, sync)
+    out, run = Path(path), Run.of(FILES, threads, progress, sync, executor, memory)
     job = plan_job({"": state_dict}, like, max_shard_size, copy_code, run.files)
-    check_size(job, max_bytes)
+    check_job(job, run, max_bytes)
     run = run.within(memory, job)
     if is_finished(job, out, run, resume=resume):
         return report_of(job, out, {}, "this job is finished already: nothing was written")
@@ -117,6 +98,13 @@ def save_checkpoint(
         written = write_outputs(job, staging, run)
         staging.publish()
     return report_of(job, out, {name: size for name, (size, _) in written[""].items()})
+
+
+def check_job(job: Job, run: Run, max_bytes: int | str | None, *, outputs: int = 1) -> None:
+    """Refuse an output that is larger than was allowed, and a job that its executor cannot do."""
+    check_size(job, max_bytes, outputs=outputs)
+    if run.is_sent:
+        check_sendable(list(job.views.values()))
 
 
 def is_finished(job: Job, out: Path, run: Run, *, resume: bool) -> bool:
@@ -200,14 +188,19 @@ def _write_shards(job: Job, staging: Staging, run: Run) -> dict[str, dict[str, t
             for folder, view in job.views.items():
                 if str(Path(folder, shard.name)) not in digests:
                     path = staging.folder / folder / shard.name
-                    group.append(Target(ShardWriter(path, shard.header, run.files, same), view))
+                    writer = ShardWriter(path, shard.header, run.files, same, digested=not run.is_sent)
+                    group.append(Target(writer, view))
 
-        def finish(writer: ShardWriter) -> None:
+        def finished(writer: ShardWriter, digest: str) -> None:
             name = str(writer.path.relative_to(staging.folder))
-            digests[name] = writer.finish(run.sync)
-            staging.record(name, digests[name])
+            digests[name] = digest
+            staging.record(name, digest)
 
-        run_tasks(targets, finish, run)
+        if run.is_sent and run.executor is not None:
+            done = Counter(run.progress, _to_write(targets))
+            ranges.fill([group for group in targets if group], run.executor, done, finished, sync=run.sync)
+        else:
+            run_tasks(targets, lambda writer: finished(writer, writer.finish(run.sync)), run)
     except BaseException:
         for target in chain.from_iterable(targets):
             target.writer.abort()
@@ -225,19 +218,27 @@ def run_tasks(
     every = list(chain.from_iterable(targets))
     cloned = [target.writer for target in every if target.writer.is_whole]
     rest = [[target for target in group if not target.writer.is_whole] for group in targets]
-    sizes = (
-        spec.nbytes
-        for target in chain.from_iterable(rest)
-        for name, spec in target.writer.header.specs.items()
-        if only is None or name in only
-    )
-    done = Counter(run.progress, sum(sizes))
+    done = Counter(run.progress, _to_write(rest, only))
     tasks: Iterable[Task] = chain(
         (partial(finish, writer) for writer in cloned),
         fill([group for group in rest if group], done, finish, only=only),
     )
+    if isinstance(run.executor, ThreadPoolExecutor):
+        executors.run(tasks, run.executor, window=2 * run.executor._max_workers)
+        return
     with ThreadPoolExecutor(run.threads) as pool:
         executors.run(tasks, pool, window=2 * run.threads)
+
+
+def _to_write(targets: Sequence[Sequence[Target]], only: Set[str] | None = None) -> int:
+    """Bytes of payload that are still to be written."""
+    return sum(
+        spec.nbytes
+        for target in chain.from_iterable(targets)
+        if not target.writer.is_whole
+        for name, spec in target.writer.header.specs.items()
+        if only is None or name in only
+    )
 
 
 def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]:

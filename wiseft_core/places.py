@@ -62,8 +62,7 @@ def place(
 
 def _effect(placed: Placed) -> tuple[object, ...]:
     """What a place comes to: which bytes, with which factors; for a square weight, which way round too."""
-    runs = placed.landed.landings
-    turned = [landing._replace(across=False) if len(set(landing.shape)) > 1 else landing for landing in runs]
+    turned = ((*one[:4], len(set(one.shape)) < 2 and one.across) for one in placed.landed.landings)
     return (placed.site.target, *turned)
 
 

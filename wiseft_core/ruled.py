@@ -137,7 +137,10 @@ class Ruled(NamedTuple):
 
     def _links(self, target: str) -> tuple[Link, ...]:
         """What a site's name is in this view, under the rule."""
-        return tuple(link._replace(parameter=self.rule(link.parameter)) for link in self.links[target])
+        links, names = self.links[target], [self.rule(link.parameter) for link in self.links[target]]
+        if all(link.parameter == name for link, name in zip(links, names, strict=True)):
+            return links
+        return tuple(link._replace(parameter=name) for link, name in zip(links, names, strict=True))
 
     def _landed(self, site: Site, links: Sequence[Link], problems: list[WiseftError]) -> list[Placed]:
         """A site that has its parameters, placed; none, and a problem, where these cannot be followed."""

@@ -5,8 +5,8 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import (
@@ -21,34 +21,14 @@ from wiseft_core.errors import (
 from wiseft_core.families import Change, Family, Hyper
 from wiseft_core.landings import Landing
 from wiseft_core.layouts import LAYOUTS, Layout, Shape, is_free
-from wiseft_core.methods import beside, family_of, fits, with_roles
-from wiseft_core.orientation import Orientation
+from wiseft_core.methods import beside, fits, with_roles
 from wiseft_core.plans import StepSpec
 from wiseft_core.ruled import Placed
-from wiseft_core.types import TensorSpec
-from wiseft_core.vocabulary import is_of_vocabulary, is_resized
+from wiseft_core.scene import Scene
+from wiseft_core.vocabulary import is_of_vocabulary
 
 INTEGERS = ("U8", "I16", "I32", "I64")
 """The dtypes that factors of integers have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """All that steps are decided from, besides the site itself."""
-
-    adapter: Mapping[str, TensorSpec]
-    config: AdapterConfig | None
-    orientation: Callable[[str], Orientation]
-    ranks: Mapping[str, int]
-    families: Mapping[str, Family]
-    base: Mapping[str, TensorSpec]
-    replaced: frozenset[str]
-
-    def weight(self, placed: Placed) -> Shape:
-        """The shape of the weight that a site changes: of a resized vocabulary, that of the saved copy."""
-        shape, key = placed.landed.shape, placed.site.factors.get("value")
-        saved = self.adapter[key].shape if key is not None and not placed.packed else shape
-        return saved if is_resized(placed.site.target, shape, saved) else shape
 
 
 def steps_of(placed: Placed, scene: Scene) -> tuple[StepSpec, ...]:
@@ -87,7 +67,7 @@ def steps_of(placed: Placed, scene: Scene) -> tuple[StepSpec, ...]:
             hint="the adapter file is damaged: one module is of one kind",
         )
     factors = {role.removeprefix("embedding_"): key for role, key in factors.items()}
-    family = family_of(site, factors.keys(), scene.config, scene.families)
+    family = scene.family(site, factors)
     layouts = ("embedding",) if embedding else tuple(name for name in LAYOUTS if name != "embedding")
     return (*steps, *_step(family, factors, layouts, placed, scene))
 
@@ -129,6 +109,9 @@ def _step(
             hint="this adapter was made by a tool that we do not know",
         )
     said = {} if scene.config is None else scene.config.said_at(placed.path, record.options)
+    kind = (family, layouts, repr(said), *scene.kind(placed, factors))
+    if kind in scene.known:
+        return (replace(scene.known[kind], factors=factors),)
     forms = with_roles(record, site.parameter, factors, name)
     meant = {at: form for at, form in forms.items() if form.when is None or form.when(said)}
     if not meant and site.companion:
@@ -149,12 +132,17 @@ def _step(
     hyper = _hyper(record, placed, rank, chosen.sizes, name, scene)
     others = {role: others[role] for role in chosen.change.beside}
     _check_parts(family, chosen.change, chosen.layout, placed)
-    return (StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form, others),)
+    step = StepSpec(family, site.parameter, chosen.layout.name, hyper, rank, factors, chosen.form, others)
+    if len(fitting) == 1 and not others:  # else names count too
+        scene.known[kind] = step
+    return (step,)
 
 
 def at(step: StepSpec, landing: Landing) -> StepSpec:
     """A step of a site as it is at one of the runs where that lands: cut, and in the orientation stored there."""
     layout, cut = LAYOUTS[step.layout], landing.cut
+    if cut == step.cut and not landing.across:
+        return step
     if layout.rows == "in":
         cut = cut._replace(out=cut.into, into=cut.out)
     stored = {"linear": "transposed", "transposed": "linear", "whole": "transposed"}

@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, TextIO
 
 from wiseft_core.errors import ConfigError, listed
 from wiseft_core.evaluation import Evaluation, Function, Metric
-from wiseft_core.jobs import Job, check_size, plan_job, report_of
+from wiseft_core.jobs import Job, plan_job, report_of
 from wiseft_core.judging import Judge, SweepReport
 from wiseft_core.keeping import keep_best
-from wiseft_core.offline import Run, is_finished, staging_for, write_outputs
+from wiseft_core.offline import check_job, is_finished, staging_for, write_outputs
 from wiseft_core.record import places
 from wiseft_core.report import Report
+from wiseft_core.running import Run
 from wiseft_core.schedules import canonical
 from wiseft_core.sources import BaseLike
 from wiseft_core.statedict import StateDict
@@ -48,6 +50,7 @@ def save_sweep(
     resume: bool = False,
     max_bytes: int | str | None = None,
     memory: int | str | None = None,
+    executor: Executor | None = None,
 ) -> SweepReport:
     """Write views over one binding as `path/alpha-0`, `path/alpha-0.25`, ..., in one pass over the base.
 
@@ -78,6 +81,7 @@ def save_sweep(
             evaluated again. Not with keep="best".
         max_bytes: See `save_checkpoint`; of all outputs together.
         memory: See `save_checkpoint`.
+        executor: See `save_checkpoint`; of threads alone with keep="best".
     Returns:
         What was written, what the evaluation said of each alpha, and which are the best.
     Raises:
@@ -86,20 +90,21 @@ def save_sweep(
         WiseftError: As for `save_checkpoint`.
     Source: Wortsman et al. 2022, arXiv:2109.01903, figure 1: the curve over alpha, and choosing on it.
     """
-    out, run = Path(path), Run.of(FILES, threads, progress, sync)
+    out, run = Path(path), Run.of(FILES, threads, progress, sync, executor, memory)
     judge = Judge(evaluate, tuple(metrics), stderr, None if plot is None else Path(plot))
     judge.check(out)
-    if keep not in KEEP or (keep == "best" and (resume or evaluate is None)):
+    if keep not in KEEP or (keep == "best" and (resume or evaluate is None or run.is_sent)):
+        wrong = {" with resume": resume, " without an evaluation": not evaluate, " with other processes": run.is_sent}
         raise ConfigError(
             "keep",
-            expected='"all", or "best" with an evaluation and without resume',
-            got=f"{keep!r}" + (" with resume" if resume else "") + (" without an evaluation" if not evaluate else ""),
+            expected='"all", or "best" with an evaluation, in this process and without resume',
+            got=f"{keep!r}" + "".join(word for word, said in wrong.items() if said),
             hint='choose "all" to keep every output; a sweep that keeps the best only starts over',
         )
     folders = _folders(views)
     job = plan_job(folders, like, max_shard_size, copy_code, run.files)
     judge.check_place(out, [place for source in job.inputs() for place in places(source)], run.files)
-    check_size(job, max_bytes, outputs=1 if keep == "best" else len(folders))
+    check_job(job, run, max_bytes, outputs=1 if keep == "best" else len(folders))
     run = run.within(memory, job)
     if keep == "best":
         return keep_best(job, out, run, judge)

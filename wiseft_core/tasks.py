@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from wiseft_core.sources import Source
 from wiseft_core.spans import Span
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
-from wiseft_core.store.files import Files
+from wiseft_core.store.excerpt import Excerpt
+from wiseft_core.store.files import Buffer, Files
 from wiseft_core.store.shards import Shard
 from wiseft_core.store.writer import ShardChecker, ShardWriter
 from wiseft_core.types import TensorSpec
@@ -36,6 +38,16 @@ CHUNK: Final = 1 << 22
 
 PIECE: Final = 1 << 25
 """Bytes that one task copies from a file."""
+
+
+class Writer(Protocol):
+    """Where the bytes of a shard go."""
+
+    def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
+        """Put `buffer` at byte `start_byte` of the payload of a tensor."""
+
+    def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
+        """Copy `nbytes` from a file at `source_offset` to byte `start` of the payload of a tensor."""
 
 
 class Target(NamedTuple):
@@ -101,73 +113,106 @@ def compare(
             target.writer.abort()
 
 
-def _tensor(targets: Sequence[Target], name: str, spec: TensorSpec, done: Counter) -> Iterator[Task]:
-    """The tasks that write one tensor of some outputs: a copy for each, or its tiles in chunks for all of them."""
-    computed: list[tuple[ShardWriter, Share]] = []
-    for writer, view in targets:
-        if not isinstance(view, StateDict):
-            yield from _copies(writer, name, view, name, 0, spec.nbytes, done)
-        elif view.is_copy(name):
-            yield from _copies(writer, name, *view.bound.source(name), 0, spec.nbytes, done)
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """Bytes [start, stop) of a tensor of one output, which are those of its source as they are."""
+
+    output: int
+    name: str
+    source: Source | Excerpt
+    key: str
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to write."""
+        return self.stop - self.start
+
+    def write(self, writers: Sequence[Writer], done: Counter) -> None:
+        """Copy them, inside the kernel where they are in a file."""
+        writer = writers[self.output]
+        if isinstance(self.source, Checkpoint | Excerpt):
+            descriptor, offset = self.source.place_of(self.key)
+            writer.copy(self.name, descriptor, offset + self.start, self.nbytes, start=self.start)
         else:
-            computed.append((writer, view.share(name)))
+            writer.write(self.name, self.start, _bytes(self.source.get_tensor(self.key))[self.start : self.stop])
+        done.add(self.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Tiles of a tensor that are computed, of all outputs that it differs in together; `item` is bytes per element."""
+
+    outputs: tuple[int, ...]
+    name: str
+    bound: Bound
+    shares: tuple[Share, ...]
+    tiles: tuple[Span, ...]
+    item: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to write."""
+        return sum(tile.stop - tile.start for tile in self.tiles) * self.item * len(self.outputs)
+
+    def write(self, writers: Sequence[Writer], done: Counter, once: Callable[[], Prepared]) -> None:
+        """Compute each tile and write it where it belongs."""
+        prepared = once()
+        with torch.no_grad():
+            for tile in self.tiles:
+                for output, value in zip(self.outputs, prepared.values(tile), strict=True):
+                    writers[output].write(self.name, tile.start * self.item, _bytes(value))
+                    done.add((tile.stop - tile.start) * self.item)
+
+
+def parts_of(views: Sequence[StateDict | Source], name: str, spec: TensorSpec) -> Iterator[Copied | Computed]:
+    """What makes up one tensor of some outputs: copies for each, or its tiles in chunks for all of them."""
+    shares = dict[int, Share]()
+    for at, view in enumerate(views):
+        if not isinstance(view, StateDict):
+            yield from _copies(at, name, view, name, 0, spec.nbytes)
+        elif view.is_copy(name):
+            yield from _copies(at, name, *view.bound.source(name), 0, spec.nbytes)
+        else:
+            shares[at] = view.share(name)
             bound = view.bound
-    if not computed:
+    if not shares:
         return
-    writers, shares = zip(*computed, strict=True)
-    once, source = _Once(bound, name, shares), bound.source(name)
-    item, chunk, reached = spec.nbytes // max(spec.numel, 1), list[Span](), 0
-    for tile in bound.tiles(name, shares):
-        if chunk and (tile.start > reached or (reached - chunk[0].start) * len(writers) >= CHUNK):
-            yield _compute(writers, once, chunk, item, done)
+    whole = Computed(tuple(shares), name, bound, tuple(shares.values()), (), spec.nbytes // max(spec.numel, 1))
+    source, item, chunk, reached = bound.source(name), whole.item, list[Span](), 0
+    for tile in bound.tiles(name, whole.shares):
+        if chunk and (tile.start > reached or (reached - chunk[0].start) * len(shares) >= CHUNK):
+            yield replace(whole, tiles=tuple(chunk))
             chunk = []
         if tile.start > reached:  # what is untouched between touched parts
-            for writer in writers:
-                yield from _copies(writer, name, *source, reached * item, tile.start * item, done)
+            for at in shares:
+                yield from _copies(at, name, *source, reached * item, tile.start * item)
         chunk.append(tile)
         reached = tile.stop
     if chunk:
-        yield _compute(writers, once, chunk, item, done)
+        yield replace(whole, tiles=tuple(chunk))
     if reached < spec.numel:
-        for writer in writers:
-            yield from _copies(writer, name, *source, reached * item, spec.nbytes, done)
+        for at in shares:
+            yield from _copies(at, name, *source, reached * item, spec.nbytes)
 
 
-def _copies(
-    writer: ShardWriter, name: str, source: Source, key: str, start: int, stop: int, done: Counter
-) -> Iterator[Task]:
-    """Tasks that copy bytes [start, stop) of a tensor as they are, for as many threads as there are."""
+def _copies(output: int, name: str, source: Source, key: str, start: int, stop: int) -> Iterator[Copied]:
+    """Copies of bytes [start, stop) of a tensor as they are, for as many threads as there are."""
     piece = PIECE if isinstance(source, Checkpoint) else max(stop, 1)
     for at in range(start, max(stop, start + 1), piece):
-        yield _copy(writer, name, source, key, at, min(at + piece, stop), done)
+        yield Copied(output, name, source, key, at, min(at + piece, stop))
 
 
-def _copy(writer: ShardWriter, name: str, source: Source, key: str, start: int, stop: int, done: Counter) -> Task:
-    """A task that copies bytes [start, stop) of a tensor as they are."""
-
-    def task() -> None:
-        if isinstance(source, Checkpoint):
-            file = source.file_of(key)
-            writer.copy(name, file.descriptor, file.offset_of(key) + start, stop - start, start=start)
+def _tensor(targets: Sequence[Target], name: str, spec: TensorSpec, done: Counter) -> Iterator[Task]:
+    """The tasks that write one tensor of some outputs."""
+    writers, once = [target.writer for target in targets], None
+    for part in parts_of([target.view for target in targets], name, spec):
+        if isinstance(part, Copied):
+            yield partial(part.write, writers, done)
         else:
-            writer.write(name, start, _bytes(source.get_tensor(key))[start:stop])
-        done.add(stop - start)
-
-    return task
-
-
-def _compute(writers: Sequence[ShardWriter], once: _Once, tiles: Sequence[Span], item: int, done: Counter) -> Task:
-    """A task that computes some tiles of a tensor and writes each where it belongs, in every output."""
-
-    def task() -> None:
-        prepared = once()
-        with torch.no_grad():
-            for tile in tiles:
-                for writer, value in zip(writers, prepared.values(tile), strict=True):
-                    writer.write(prepared.name, tile.start * item, _bytes(value))
-                    done.add((tile.stop - tile.start) * item)
-
-    return task
+            once = once or Once(part.bound, name, part.shares)
+            yield partial(part.write, writers, done, once)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -201,7 +246,7 @@ class _Last:
             self._then()
 
 
-class _Once:
+class Once:
     """One tensor's factors, read by whichever of its tasks comes first, gone with the last."""
 
     def __init__(self, bound: Bound, name: str, shares: Sequence[Share]) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -53,6 +54,8 @@ class Signalled(BaseException):
 
 def run(args: Sequence[str], *, alone: bool) -> int:
     """Run the command line `args`, tell of every failure in four lines, and return the exit code."""
+    if alone:  # a plan makes millions of records that live until the end: the collector would go through them in vain
+        gc.set_threshold(200_000, 50, 100)
     try:
         with signals():
             code = app(list(args), prog_name="wiseft", standalone_mode=False, obj=Session(alone))

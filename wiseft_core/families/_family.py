@@ -8,8 +8,7 @@ says its formula, its keys, its options, and its source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -25,7 +24,20 @@ Options = Mapping[str, Any]
 """The fields of a method's config that its formula reads, by PEFT's names, as they are at one module."""
 
 
-NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+class Nothing(Mapping[str, Any]):
+    """A mapping of nothing that cannot come to hold something, and crosses process boundaries."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+NOTHING: Final[Mapping[str, Any]] = Nothing()
 
 
 class Hyper(NamedTuple):

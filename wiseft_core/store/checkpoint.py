@@ -74,6 +74,10 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """The file that holds a tensor."""
         return self._homes[name]
 
+    def place_of(self, name: str) -> tuple[int, int]:
+        """The descriptor of the file that holds a tensor, and the tensor's first byte in it."""
+        return self._homes[name].descriptor, self._homes[name].offset_of(name)
+
     def metadata(self) -> dict[str, str]:
         """The metadata in the header of the first file."""
         return dict(self.files[0].header.metadata)

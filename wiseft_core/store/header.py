@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from wiseft_core.errors import CheckpointError
@@ -199,7 +200,13 @@ def _entry(name: str, entry: object, where: str) -> tuple[int, int, str, TensorS
     if total % 8 or begin < 0 or end - begin != total // 8:
         length = f"{total // 8} bytes" if total % 8 == 0 else f"whole bytes, not {total} bits"
         raise _bad(place, f"{length} for {dtype} {shape}", f"data_offsets {span}")
-    return begin, end, name, TensorSpec(str(dtype), tuple(shape))
+    return begin, end, name, _spec(str(dtype), tuple(shape))
+
+
+@lru_cache(maxsize=1 << 10)
+def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """One record for all tensors that are alike: a model has many tensors, and of few kinds."""
+    return TensorSpec(dtype, shape)
 
 
 def _sizes(shape: list[object]) -> bool:

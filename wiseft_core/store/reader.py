@@ -16,6 +16,14 @@ from wiseft_core.store.header import HEADER_LIMIT, LENGTH, Header, header_length
 from wiseft_core.types import TensorSpec
 
 
+class Descriptor:
+    """A descriptor on a file to read, given back with the last reference to this."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.number = files.open_read(path)
+        weakref.finalize(self, files.close, self.number)
+
+
 class TensorFile:
     """A safetensors file with its header checked. Any number of threads may read from it at once.
 

@@ -28,6 +28,10 @@ class Renamed(Checkpoint):
         self.original, self.names, self.specs = original, dict(names), dict(specs)
         self._homes = {name: original.file_of(known) for name, known in self.names.items()}
 
+    def place_of(self, name: str) -> tuple[int, int]:
+        """The descriptor of the file that holds the tensor, and its first byte in it."""
+        return self.original.place_of(self.names[name])
+
     def get_tensor(self, name: str) -> Tensor:
         """The tensor, mapped from its file."""
         return self.original.get_tensor(self.names.get(name, name)).reshape(self.specs[name].shape)

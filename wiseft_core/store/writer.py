@@ -51,6 +51,7 @@ class ShardWriter:
     ) -> None:
         self._begin(path, header, files, header.specs)
         self._descriptor = files.create(path)
+        self.inode = files.identity(self._descriptor)[1]
         try:
             if same is not None and files.clone(same.descriptor, self._descriptor, path):
                 self._left, self.is_whole = dict.fromkeys(self._left, 0), True
@@ -109,6 +110,10 @@ class ShardWriter:
             if self._trail is not None:
                 self._trail.add(offset + at, offset + at + count)
 
+    def wrote(self, name: str, nbytes: int) -> None:
+        """Count bytes of a tensor that another process has written."""
+        self._claim(name, 0, nbytes)
+
     def finish(self, sync: bool) -> str:
         """Write the header, force the file to disk if `sync`, close it, and give its digest as on disk.
 
@@ -131,12 +136,16 @@ class ShardWriter:
 
     def _complete(self) -> int:
         """Write the header, once there is a payload for it; the descriptor."""
-        gaps = {name: left for name, left in self._left.items() if left}
-        if gaps:
-            raise RuntimeError(f"{self.path}: bytes not written exactly once, by tensor: {gaps}")
+        self.check_whole()
         descriptor = self._open()
         self._files.write_at(descriptor, self.header.raw, 0, self.path)
         return descriptor
+
+    def check_whole(self) -> None:
+        """Refuse a payload of which a byte was not written, or one twice: a fault of the caller."""
+        gaps = {name: left for name, left in self._left.items() if left}
+        if gaps:
+            raise RuntimeError(f"{self.path}: bytes not written exactly once, by tensor: {gaps}")
 
     def abort(self) -> None:
         """Give the file up and close it as it is, once no thread writes any more. After `finish` it does nothing."""
