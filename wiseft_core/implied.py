@@ -55,9 +55,7 @@ def implied_base(tuned: Tuned, parsed: Mapping[str, PeftKey], families: Mapping[
     shapes = {site.target: _implied_shape(site, forms_of(site, tuned, families)[1], specs) for site in sites}
     values = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
     same = {name: key for name, key in values.items() if not specs[key].is_float}
-    parameters = tuned.config.target_parameters if tuned.config is not None else ()
-    packed = {entry.rpartition(".")[0] for entry in parameters}  # the keys of their factors name the module alone
-    stacks = {site.target for site in sites if any(f".{site.module}".endswith(f".{path}") for path in packed)}
+    stacks = {site.target for site in sites if tuned.config is not None and tuned.config.wraps(site.module)}
     needy = [name for name, shape in shapes.items() if (shape is None and name not in same) or name in stacks]
     if needy:
         raise ConfigError(

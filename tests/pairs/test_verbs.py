@@ -29,6 +29,7 @@ from wiseft_core import (
     save_checkpoint,
     verify,
 )
+from wiseft_core.cli.inspection import inspect_adapter
 from wiseft_core.errors import ConfigError, Unsupported
 
 AWKWARD = [
@@ -91,6 +92,14 @@ def test_a_plan_tells_machines_everything(name: str, form: str) -> None:
     said = validated(plan(base, adapter, tied=tied))
     text = json.dumps(said)
     assert all(json.dumps(key) in text for key in keys_of(adapter))
+
+
+@awkward
+def test_inspection_refuses_nothing_that_is_supported(name: str, form: str) -> None:
+    """Without the base the rank of a stack's factors is not known; that is no contradiction of the config."""
+    seen = inspect_adapter(inputs(name, form)[1])
+    assert not seen.refusals
+    assert set(seen.ranks) <= {4}
 
 
 def test_a_plan_tells_what_becomes_of_a_tie_and_of_config() -> None:
