@@ -30,7 +30,7 @@ class Processes(Executor):
     """
 
     def __init__(self, count: int, begin: Callable[[], None] | None = None) -> None:
-        self._count, self._begin, self._lock, self._ended = count, begin, Lock(), False
+        self._max_workers, self._begin, self._lock, self._ended = count, begin, Lock(), False
         self._pool = self._made()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -48,7 +48,7 @@ class Processes(Executor):
     def _made(self) -> ProcessPoolExecutor:
         """A pool whose processes share no state with this one: forks would take its locks along as they are."""
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._count, mp_context=context, initializer=self._begin)
+        return ProcessPoolExecutor(self._max_workers, mp_context=context, initializer=self._begin)
 
     def _try(self, future: Future[Any], send: Callable[[Executor], Future[Any]], tries: int) -> None:
         """Send a call to the pool that there is, and again to the next one."""
