@@ -27,8 +27,8 @@ from wiseft_core.tasks import Computed, Copied, Counter, Once, Target, parts_of
 
 RANGE: Final = 1 << 26
 """Bytes that one task writes, of all outputs together: a shard, or a range of a large one."""
-WINDOW: Final = 256
-"""Tasks that are handed out at a time: they are small, and nobody knows how many workers an executor has."""
+WORKERS: Final = 128
+"""How many workers an executor may have that does not say."""
 
 
 class RangeWriter:
@@ -164,7 +164,7 @@ def fill(
         for group in groups:
             yield from _sent(group, sync, done, seals)
 
-    spread(ranges(), executor, window=WINDOW)
+    spread(ranges(), executor, window=2 * getattr(executor, "_max_workers", WORKERS))
 
 
 def _sent(

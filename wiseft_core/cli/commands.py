@@ -16,7 +16,7 @@ from wiseft_core.cli import flags, reports
 from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
-from wiseft_core.cli.session import Session
+from wiseft_core.cli.session import Session, hired
 from wiseft_core.store.hub import found
 from wiseft_core.types import Alpha
 from wiseft_core.version import __version__
@@ -64,6 +64,7 @@ def interpolate(
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
     memory: flags.Memory = None,
+    executor: flags.Executor = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -88,7 +89,7 @@ def interpolate(
     from wiseft_core.interpolation import interpolate as view_of
 
     view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, executor, no_sync, resume, max_output)
     return write(view, out, written, reports.verify_command(out, base, [tuned], chosen), as_json=as_json, quiet=quiet)
 
 
@@ -214,13 +215,15 @@ def write_as(
     copy_code: bool,
     threads: int | None,
     memory: str | None,
+    executor: str | None,
     no_sync: bool,
     resume: bool,
     max_output: str | None,
 ) -> dict[str, Any]:
     """The options that say how outputs are written, as `save_checkpoint` and `save_sweep` take them."""
     layout = {"max_shard_size": max_shard_size, "copy_code": copy_code, "max_bytes": max_output}
-    return {**layout, "threads": threads, "memory": memory, "sync": not no_sync, "resume": resume}
+    who = {"threads": threads, "memory": memory, "executor": executor}
+    return {**layout, **who, "sync": not no_sync, "resume": resume}
 
 
 def write(view: StateDict, out: Path, options: Mapping[str, Any], next_step: str, *, as_json: bool, quiet: bool) -> int:
@@ -228,8 +231,8 @@ def write(view: StateDict, out: Path, options: Mapping[str, Any], next_step: str
     from wiseft_core.offline import save_checkpoint
 
     begun = time.perf_counter()
-    with progress(f"writing {out.name}", quiet=quiet) as told:
-        report = save_checkpoint(view, out, progress=told, **options)
+    with hired(options["executor"]) as executor, progress(f"writing {out.name}", quiet=quiet) as told:
+        report = save_checkpoint(view, out, progress=told, **{**options, "executor": executor})
     if as_json:
         say_json(report.as_dict())
     elif not quiet:

@@ -19,6 +19,7 @@ from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.scores import scored
+from wiseft_core.cli.session import hired
 from wiseft_core.errors import ConfigError
 from wiseft_core.evaluation import parse_metrics
 from wiseft_core.schedules import spread
@@ -50,6 +51,7 @@ def sweep(
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
     memory: flags.Memory = None,
+    executor: flags.Executor = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -79,9 +81,9 @@ def sweep(
 
     given = [combined(number, alpha_for or [], schedule) for number in alphas]
     views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, executor, no_sync, resume, max_output)
     begun = time.perf_counter()
-    with progress(f"writing {out.name}", quiet=quiet) as told:
+    with hired(executor) as pool, progress(f"writing {out.name}", quiet=quiet) as told:
         report = save_sweep(
             views,
             out,
@@ -91,7 +93,7 @@ def sweep(
             plot=plot,
             stderr=None if quiet or as_json else sys.stderr,
             progress=told,
-            **written,
+            **{**written, "executor": pool},
         )
     if as_json:
         say_json(report.as_dict())
@@ -120,6 +122,7 @@ def combine(
     max_shard_size: flags.MaxShardSize = None,
     threads: flags.Threads = None,
     memory: flags.Memory = None,
+    executor: flags.Executor = None,
     no_sync: flags.NoSync = False,
     resume: flags.Resume = False,
     max_output: flags.MaxOutput = None,
@@ -150,7 +153,7 @@ def combine(
     from wiseft_core.combination import combine as view_of
 
     view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
-    written = write_as(max_shard_size, copy_code, threads, memory, no_sync, resume, max_output)
+    written = write_as(max_shard_size, copy_code, threads, memory, executor, no_sync, resume, max_output)
     next_step = reports.verify_command(out, base, [path for path, _ in pairs], chosen)
     return write(view, out, written, next_step, as_json=as_json, quiet=quiet)
 
@@ -191,8 +194,8 @@ def rescale(
 
 
 OF_MODELS: Final = (
-    "output_dtype", "compute_dtype", "overflow", "tied", "device", "max_shard_size", "threads", "resume", "max_output",
-    "copy_code",
+    "output_dtype", "compute_dtype", "overflow", "tied", "device", "max_shard_size", "threads", "executor", "resume",
+    "max_output", "copy_code",
 )  # fmt: skip
 """The options of `combine` that mean nothing where an adapter is written."""
 

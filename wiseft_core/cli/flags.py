@@ -111,6 +111,13 @@ Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Use fewer threads where more memory than this were needed: 512MB."),
 ]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHO",
+        help="Who computes: threads:N, processes:N, or dask://HOST:PORT, a cluster that shares the files.",
+    ),
+]
 NoSync = Annotated[bool, typer.Option("--no-sync", help="Do not force the output to disk before it appears.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run of the same job was.")]
 MaxOutput = Annotated[str | None, typer.Option("--max-output", metavar="SIZE", help="Refuse to write more: 200GB.")]

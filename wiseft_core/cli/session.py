@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,3 +45,21 @@ class Session:
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it accepts
             mallopt(M_TRIM_THRESHOLD, 256 << 20)
+
+
+@contextmanager
+def hired(word: str | None) -> Iterator[Executor | None]:
+    """The executor that --executor means, for as long as it is needed; None where it is not given."""
+    if word is None:
+        yield None
+        return
+    from wiseft_core.workers import opened
+
+    with opened(word, _begin) as executor:
+        yield executor
+
+
+def _begin() -> None:
+    """A process of ours that works for the command: its signals are the command's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Session(alone=True).settle()
