@@ -71,8 +71,10 @@ def adapter_of(view: StateDict, factors: Mapping[str, Factors], configs: Sequenc
     tensors = _factor_tensors(view, at, factors)
     for name, spelled in names.items():
         module, parameter = _module(spelled), spelled.rpartition(".")[2]
-        if name in beside or any(_covers(entry, module) for entry in saved):
-            tensors[format_key(PeftKey(module, parameter, "value", None, name in beside))] = view[name]
+        one = view.plan.alike.get(name, name)  # PEFT saves what is tied once more
+        if name in beside or (one in whole and one not in beside) or any(_covers(entry, module) for entry in saved):
+            value = view[one] if one == name else view[one].clone()
+            tensors[format_key(PeftKey(module, parameter, "value", None, name in beside))] = value
     tied = any(source in factors or source in whole for source in view.plan.alike.values())
     fields = {
         **PLAIN,
@@ -136,7 +138,8 @@ def _spelled(view: StateDict) -> dict[str, str]:
         for key in step.factors.values()
         if not (said := parse_key(key, known[step.family])).shared
     }
-    names = {name: name if name in view.plan.new else undone(rule, name) for name in view.plan.outputs}
+    outputs = (*view.plan.outputs, *view.plan.alike)
+    names = {name: name if name in view.plan.new else undone(rule, name) for name in outputs}
     for name in view.plan.outputs:
         module, parameter = _module(name), name.rpartition(".")[2]
         if name not in view.plan.new and module in seen:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from jsonschema import Draft202012Validator
-from pairs.build import base_of, tuned_of
+from pairs.build import base_of, quiet, tuned_of
 from pairs.table import PAIRS
+from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from wiseft_core import (
     Plan,
@@ -155,6 +157,22 @@ def test_a_joined_adapter_makes_the_sum(name: str, form: str, tmp_path: Path) ->
     save_adapter(combine_adapters(base, pairs).adapter, tmp_path / "joined")
     check_same(interpolate(base, tmp_path / "joined", 1.0, tied=tied), combine(base, pairs, tied=tied))
     assert verify(tmp_path / "joined", base=base, adapter=[adapter, adapter]).ok
+
+
+@pytest.mark.parametrize("name", ["llama_tokens_tied", "llama_ensure_tying", "llama_ensure_tying_save"])
+def test_peft_loads_what_is_made_of_tied_adapters(name: str, tmp_path: Path) -> None:
+    """A joined adapter and a rescaled one make in PEFT, tied, the model that the sum makes in transformers."""
+    base, adapter, _ = inputs(name, "memory")
+    pairs = [(adapter, 0.25), (adapter, 0.25)]
+    save_checkpoint(combine(base, pairs), tmp_path / "sum", sync=False)
+    save_adapter(combine_adapters(base, pairs).adapter, tmp_path / "joined")
+    save_adapter(rescale(adapter, 0.5, base=base), tmp_path / "half")
+    tokens = torch.tensor([[1, 2, 3, 90]])
+    with quiet(), torch.no_grad():
+        wanted = LlamaForCausalLM.from_pretrained(tmp_path / "sum")(tokens).logits
+        for made in ("joined", "half"):
+            live = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / made)
+            assert torch.allclose(live(tokens).logits, wanted, rtol=1e-4, atol=1e-5), made
 
 
 @pytest.mark.parametrize("dtype", [None, "BF16"])
