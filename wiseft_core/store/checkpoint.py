@@ -63,10 +63,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
         self.config = self.configs.get("")
         prefixes = dict.fromkeys(file.header.prefix for file in self.files)
         self.components = tuple(prefix.removesuffix(".") for prefix in prefixes if prefix)
-        self.specs: Mapping[str, TensorSpec] = {
-            name: spec for file in files for name, spec in file.header.specs.items()
-        }
         self._homes = {name: file for file in files for name in file.header.specs}
+        self.specs: Mapping[str, TensorSpec] = {name: file.header.specs[name] for name, file in self._homes.items()}
         self._maps: dict[TensorFile, Any] = {}
         self._lock = Lock()
 
