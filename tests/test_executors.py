@@ -188,9 +188,9 @@ def test_an_error_arrives_whole(tmp_path):
     file = adapter / "adapter_model.safetensors"
     save_file({name: torch.full_like(value, 1e38) for name, value in load_file(file).items()}, file)
     view, caught = interpolate(base, adapter, 1.0), []
-    for executor in (None, Posted()):
+    for who in ({"threads": 1}, {"executor": Posted()}):
         with pytest.raises(NotFinite) as error:
-            save_checkpoint(view, tmp_path / "out", executor=executor)
+            save_checkpoint(view, tmp_path / "out", **who)
         caught.append(error.value.as_dict())
     assert caught[0] == caught[1]
 
