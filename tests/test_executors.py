@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import pickle
 import signal
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+import time
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -219,6 +221,20 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
+def test_a_worker_with_other_software_is_refused(tmp_path, monkeypatch):
+    """Another build may round otherwise."""
+    base, adapter = lora(tmp_path)
+
+    class Elsewhere(Posted):
+        def submit(self, fn, /, *args, **kwargs):
+            with monkeypatch.context() as there:
+                there.setattr("wiseft_core.ranges.BUILD", ("0", "1.2"))
+                return super().submit(fn)
+
+    with pytest.raises(ConfigError, match="other software"):
+        save_checkpoint(interpolate(base, adapter, 0.3), tmp_path / "out", executor=Elsewhere())
+
+
 def identity_change(factors, hyper):
     """A delta of a family whose functions a module has by name."""
     return factors["B"] @ factors["A"]
@@ -265,6 +281,15 @@ def test_a_process_that_dies(tmp_path, monkeypatch):
         assert pool.submit(os.getpid).result() != process
         with pytest.raises(WiseftError):
             pool.submit(refuse).result()
+        waiting = [pool.submit(time.sleep, 0.2) for _ in range(20)]
+        assert waiting[-1].cancel()
+        with pytest.raises(CancelledError):
+            waiting[-1].result()
+        begun = [one for one in waiting if not one.cancel()]
+        assert len(wait(waiting).done) == 20
+        assert len(begun) == sum(not one.cancelled() for one in waiting)
+    with Processes(1) as pool, pytest.raises(BrokenProcessPool):
+        pool.submit(os._exit, 1).result()
     assert tree(tmp_path / "out") == tree(tmp_path / "here")
 
 
