@@ -149,3 +149,15 @@ def test_one_bias_of_lora_needs_its_module():
     """A bias of B is scaled by its module's own rank, which only A tells."""
     with pytest.raises(MissingFactor):
         plan_of(BASE | {"model.layers.0.q.bias": (6,)}, {f"{P}model.layers.0.q.lora_B.bias": (6,)})
+
+
+@pytest.mark.parametrize("other", [{"lm_head.bias": (9,)}, {"final_logits_bias": (1, 9)}])
+def test_a_resized_vocabulary_is_resized_everywhere(other):
+    """A bias over the vocabulary that keeps its old size is refused; without one the config follows."""
+    base, saved = {"embed_tokens.weight": (9, 4), "lm_head.weight": (9, 4)}, [(12, 4), (7, 4)]
+    said = {"base_config": {"tie_word_embeddings": False, "vocab_size": 9}}
+    for shape in saved:
+        adapter = {f"{P}embed_tokens.weight": shape, f"{P}lm_head.weight": shape}
+        assert plan_of(base, adapter, **said).config == {"vocab_size": shape[0]}
+        with pytest.raises(ShapeMismatch, match="not all tensors follow"):
+            plan_of(base | other, adapter, **said)

@@ -267,15 +267,16 @@ def test_rows_without_a_value_are_refused(steps):
 
 
 def test_only_whole_weights_become_one_adapter():
-    """Pieces, cuts, other names and other sizes are refused where several adapters are to be one."""
-    base = {"w": random(8, WIDTH), "u": random(4, WIDTH)}
+    """Pieces, cuts, other names, other sizes and parameters are refused where several adapters are to be one."""
+    base = {"m.weight": random(8, WIDTH), "w": random(8, WIDTH), "u": random(4, WIDTH)}
     step = lora("a", "b")
-    fine = plan_of(base, {"w": whole((8, WIDTH), step)})
+    fine = plan_of(base, {"m.weight": whole((8, WIDTH), step)})
     check_plain(view_of(base, [({}, fine)], [0.5]).bound)
     for plan in [
-        plan_of(base, {"w": (Piece(0, (4, WIDTH), (step,)),)}),
-        plan_of(base, {"w": whole((8, WIDTH), lora("a", "b", cut=Cut(out=(0, 8))))}),
-        plan_of(base, {"v": whole((8, WIDTH), step)}, sources={"v": "w"}),
+        plan_of(base, {"m.weight": (Piece(0, (4, WIDTH), (step,)),)}),
+        plan_of(base, {"m.weight": whole((8, WIDTH), lora("a", "b", cut=Cut(out=(0, 8))))}),
+        plan_of(base, {"v.weight": whole((8, WIDTH), step)}, sources={"v.weight": "m.weight"}),
+        plan_of(base, {"w": whole((8, WIDTH), step)}),
         plan_of(base, {"w": whole((9, WIDTH), full("v"))}, shapes={"w": (9, WIDTH)}),
     ]:
         with pytest.raises(errors.Unsupported):

@@ -285,7 +285,7 @@ def _other_copy(key: str, used: str) -> DtypeMismatch:
         f"{key} — another value than what it is a copy of",
         expected=f"the values of {used}, which all modules share",
         got="others",
-        hint="the adapter file is damaged, or was put together from several",
+        hint="the file is damaged, or put together from several; tied modules that were trained apart: untie them",
     )
 
 

@@ -15,6 +15,7 @@ from wiseft_core.errors import ConfigError, Unsupported, WiseftError, listed, of
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import bound_of
 from wiseft_core.landings import UNCUT
+from wiseft_core.plans import StepSpec
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.types import Alpha
@@ -168,14 +169,19 @@ def _is_plain(bound: Bound, name: str) -> bool:
         bound.source(name)[1] == name
         and len(pieces) == len(bindings)
         and all((piece.start, piece.shape) == (0, shape) == (0, bound.base.specs[name].shape) for piece in pieces)
-        and all(step.cut == UNCUT for piece in pieces for step in piece.steps)
+        and all(step.cut == UNCUT and _is_named(name, step) for piece in pieces for step in piece.steps)
     )
+
+
+def _is_named(name: str, step: StepSpec) -> bool:
+    """Whether a step's keys name the parameter that it changes: not those of torch's attention, and of parameters."""
+    return "value" in step.factors or name.rpartition(".")[2] == step.parameter
 
 
 def _parted(name: str) -> Unsupported:
     return Unsupported(
         f"{name} — the base stores this weight otherwise than the adapter sees it",
         expected="a base tensor for every module of the adapters, of one name and one shape",
-        got="a fused, shared or resized tensor",
+        got="a fused, shared or resized tensor, or one that its module's name does not tell",
         hint="combine into a checkpoint, without making an adapter of it",
     )

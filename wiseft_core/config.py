@@ -208,6 +208,11 @@ class AdapterConfig:
         others = [table for table in self.options.values() if isinstance(table, Mapping)]
         return dict.fromkeys(key for table in (self.rank_pattern, self.alpha_pattern, *others) for key in table)
 
+    def wraps(self, module: str) -> bool:
+        """Whether parameters of `module` are listed: the keys of their factors name the module alone, not which."""
+        paths = [entry.rpartition(".")[0] for entry in self.target_parameters]
+        return any(f".{module}".endswith(f".{path}") for path in paths)
+
     def token_rows(self, module: str) -> tuple[int, ...]:
         """The rows of `module` that were trained.
 

@@ -55,7 +55,8 @@ def implied_base(tuned: Tuned, parsed: Mapping[str, PeftKey], families: Mapping[
     shapes = {site.target: _implied_shape(site, forms_of(site, tuned, families)[1], specs) for site in sites}
     values = {site.target: site.factors["value"] for site in sites if set(site.factors) == {"value"}}
     same = {name: key for name, key in values.items() if not specs[key].is_float}
-    needy = [name for name, shape in shapes.items() if shape is None and name not in same]
+    stacks = {site.target for site in sites if tuned.config is not None and tuned.config.wraps(site.module)}
+    needy = [name for name, shape in shapes.items() if (shape is None and name not in same) or name in stacks]
     if needy:
         raise ConfigError(
             f"{listed(needy, most=10)} — {len(needy)} tensor(s) cannot be rescaled without the base",

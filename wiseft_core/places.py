@@ -37,9 +37,7 @@ def place(
         AmbiguousName: Several rules place all sites, on different bytes.
         UnclaimedKey: Some site has no place under any rule.
     """
-    paths = {path for view in views for path in view.paths}
-    known = frozenset(paths | {path.rpartition(".")[2] for path in paths})
-    required = [site for site in sites if not (site.companion or may_be_new(site, config, known))]
+    required = [site for site in sites if not (site.companion or may_be_new(site, config, views))]
     found: list[Placement] = []
     problems: list[WiseftError] = []
     for view in views:
@@ -68,7 +66,7 @@ def _effect(placed: Placed) -> tuple[object, ...]:
     return (placed.site.target, *turned)
 
 
-def may_be_new(site: Site, config: AdapterConfig | None, known: frozenset[str]) -> bool:
+def may_be_new(site: Site, config: AdapterConfig | None, views: Sequence[View]) -> bool:
     """Whether the base may lack this tensor: a whole tensor of a module that was saved with the adapter.
 
     Not if the base has a module of that name somewhere: then the name was meant to be found. With bias="all" PEFT saves
@@ -77,7 +75,7 @@ def may_be_new(site: Site, config: AdapterConfig | None, known: frozenset[str]) 
     Args:
         site: The site.
         config: The adapter's config.
-        known: The paths of the base's modules, and the last component of each.
+        views: The ways to see the base.
     """
     if config is None or set(site.factors) != {"value"}:
         return False
@@ -85,10 +83,12 @@ def may_be_new(site: Site, config: AdapterConfig | None, known: frozenset[str]) 
     outer = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     for entry in (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ())):
         # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
-        if any(path.endswith(entry) and path.rpartition(".")[2] not in known for path in outer):
+        saved = [part for path, part in zip(outer, parts, strict=True) if path.endswith(entry)]
+        if any(not any(part in view.words for view in views) for part in saved):
             return True
-    fresh = len(parts) > 1 and outer[-2] not in known and not any(part.isdigit() for part in parts)
-    return config.bias == "all" and site.parameter == "bias" and fresh
+    if config.bias != "all" or site.parameter != "bias" or len(parts) < 2 or any(part.isdigit() for part in parts):
+        return False
+    return not any(view.holds(outer[-2]) for view in views)
 
 
 def _under(

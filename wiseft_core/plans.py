@@ -117,7 +117,7 @@ class Plan:
         ignored: Adapter keys that mean nothing for the weights (counters, PEFT's own copies of the base).
         sources: For each tensor of the result that is made from a base tensor of another name, that name: the head of
             a model whose embedding was tied to it, the layers of a model that was grown.
-        alike: For each tensor of the result that is the same as another one, and tied to it, that one.
+        alike: For each name that stays tied to a changed tensor, whether or not the result has both, that tensor.
         homes: For each tensor that the base does not have, the base tensor whose file it joins, where there is one.
         config: What changes in the base's config.json, by dotted path.
         rule: The prefix rule: "exact", "+model." or "-bert.".
@@ -157,12 +157,21 @@ class Plan:
             "rule": self.rule,
             "tensors": len(self.outputs),
             "bytes": self.nbytes,
-            "touched": {name: bound.as_dict() for name, bound in self.bindings.items()},
+            "touched": {name: {**bound.as_dict(), **self._result(bound)} for name, bound in self.bindings.items()},
             "new": dict(self.new),
             "same": dict(self.same),
+            "copies": dict(self.copies),
             "ignored": list(self.ignored),
+            "sources": dict(self.sources),
+            "alike": dict(self.alike),
+            "config": dict(self.config),
             "notes": list(self.notes),
         }
+
+    def _result(self, bound: Binding) -> dict[str, Any]:
+        """What a touched tensor is in the result, where that is not what the base has: resized, or of another dtype."""
+        spec = self.outputs[bound.name]
+        return {} if spec == bound.spec else {"result": {"dtype": spec.dtype, "shape": list(spec.shape)}}
 
 
 def joined(plans: Sequence[Plan]) -> Plan:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wiseft_core import dtypes, numerics
 from wiseft_core.blending import Term
-from wiseft_core.bound import Bound, Prepared, places, spans_of
+from wiseft_core.bound import Bound, Prepared, places, same_bytes, spans_of
 from wiseft_core.config import AdapterConfig
 from wiseft_core.cutting import extended, shifted, whole
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
@@ -138,6 +138,11 @@ def rescaled_tensors(view: StateDict) -> dict[str, Tensor]:
     with torch.no_grad():
         for use in uses.values():
             changed |= _rescaled(bound, use)
+    adapter = bound.parts[0].adapter
+    for key, used in bound.plan.copies.items():
+        if used in changed:  # the same stored once more, or the other way round
+            turned = not same_bytes(whole(adapter, key), whole(adapter, used))
+            changed[key] = changed[used].mT.contiguous() if turned else changed[used]
     return changed
 
 
@@ -193,6 +198,8 @@ def _open_use(bound: Bound, use: _Use) -> list[WiseftError]:
         return [_open(name, use.spec.family)]
     if use.over and change.delta is None:
         return [_open(name, use.spec.family, over_saved=True)]
+    if use.over and bound.is_grown(name):
+        return [_open(name, f"{use.spec.family} of rows that the base does not have: these are as trained, always")]
     if len(use.alphas) > 1:
         return [_open(name, f"{use.spec.family} with one of several alphas ({listed(map(str, sorted(use.alphas)))})")]
     parted = len(use.places) > 1 or use.spec.cut != UNCUT or use.spec.layout not in change.layouts

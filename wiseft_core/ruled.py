@@ -160,11 +160,9 @@ class Ruled(NamedTuple):
         """Sites whose keys name a module alone: the shapes say which of its parameters each of them changes."""
         (link,) = self._links(group[0].target)[:1]
         module = link.parameter.rpartition(".")[0]
-        names = [
-            name
-            for name in self.view.modules.get(module, ())
-            if name.rpartition(".")[2] == IN_PROJ or self._is_wanted(name)
-        ]
+        held = self.view.modules.get(module, ())
+        said = {name for name in held if self._is_wanted(name)}
+        names = [name for name in held if name in said or name.rpartition(".")[2] == IN_PROJ]
         options: list[list[Placed]] = []
         for site in group:
             options.append([])
@@ -174,8 +172,7 @@ class Ruled(NamedTuple):
                     landed = land([Link(name)], self.view.parameters, packed=packed)
                 except Astray as astray:
                     raise _astray(site, astray) from astray
-                leaf = name.rpartition(".")[2]
-                placed = Placed(site, landed, packed, leaf if leaf != IN_PROJ else "")
+                placed = Placed(site, landed, packed, name.rpartition(".")[2] if name in said else "")
                 if plausible(placed, self.adapter):
                     options[-1].append(placed)
         possible = len(group) <= len(names) <= PARAMETERS

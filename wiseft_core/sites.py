@@ -81,7 +81,7 @@ def _site(module: str, parameter: str, factors: Mapping[str, str], method: str) 
     path = module.removesuffix(WRAPPER)
     while path != (shorter := path.removesuffix(WRAPPER)):
         path = shorter
-    depth = (len(module) - len(path)) // len(WRAPPER)
+    depth = (len(module) - len(path)) // len(WRAPPER) if "value" not in factors else 0  # a value is named by its key
     twice = f"{WRAPPER}.out_proj" in path  # below the wrapper of the attention itself
     return Site(path.replace(f"{WRAPPER}.", "."), parameter, factors, method, depth=depth, twice=twice)
 

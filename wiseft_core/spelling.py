@@ -73,8 +73,10 @@ def adapter_of(view: StateDict, factors: Mapping[str, Factors], configs: Sequenc
         module, parameter = _module(spelled), spelled.rpartition(".")[2]
         if name in beside or any(_covers(entry, module) for entry in saved):
             tensors[format_key(PeftKey(module, parameter, "value", None, name in beside))] = view[name]
+    tied = any(source in factors or source in whole for source in view.plan.alike.values())
     fields = {
         **PLAIN,
+        **({"ensure_weight_tying": True} if tied else {}),
         "task_type": task,
         "base_model_name_or_path": _agreed(config.base_model for config in configs),
         **_ranks({module: factors[name].pair.rank for module, name in at.items()}),

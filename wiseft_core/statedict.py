@@ -15,7 +15,7 @@ from torch import Tensor
 from wiseft_core import dtypes
 from wiseft_core.blending import Share
 from wiseft_core.bound import Bound
-from wiseft_core.errors import ConfigError, of_adapter
+from wiseft_core.errors import BadAlpha, ConfigError, WiseftError, of_adapter
 from wiseft_core.plans import Plan
 from wiseft_core.schedules import resolve
 from wiseft_core.store.checkpoint import Checkpoint
@@ -42,7 +42,19 @@ class StateDict(Mapping[str, Tensor]):
         self.given: tuple[Alpha, ...] = tuple(alphas)
         self.extrapolate = extrapolate
         self.alphas: tuple[Mapping[str, float], ...] = tuple(self._resolved())
+        WiseftError.raise_all(list(self._torn()))
         self._tied: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+
+    def _torn(self) -> Iterator[WiseftError]:
+        """The refusals of names that stay one tensor and have different coefficients."""
+        for name, other in self.plan.alike.items():
+            if name in self.plan.outputs and self.share(name) != self.share(other):
+                yield BadAlpha(
+                    f"{name} — one tensor with {other}, and another alpha",
+                    expected="one alpha for all names of a tensor that stays tied",
+                    got=f"{[*self.share(name)]} and {[*self.share(other)]}",
+                    hint='give both names the same alpha; where tuning makes them differ, tied="untie" writes both',
+                )
 
     def _resolved(self) -> Iterator[Mapping[str, float]]:
         """For each adapter, the coefficient of each name that it touches."""

@@ -7,6 +7,7 @@ both alike, they stay one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Literal, NamedTuple, cast
@@ -90,7 +91,7 @@ class Settled(NamedTuple):
         kept: The aliases that stay, as tensors of the result.
         copies: Adapter keys that must hold the same as another one (its transpose where the shapes are turned).
         untied: The name that is written apart though the config ties it, so that this must be changed; "" for none.
-        alike: Names of the result that are the same tensor as another one.
+        alike: Names that are the same tensor as another one, which the result has.
         note: What a human should know.
     """
 
@@ -125,65 +126,78 @@ def settle(
     active = [bond for bond in bonds if {bond.source, bond.other} & touched]
     if not active and not (apart and bonds):
         return Settled(tuple(placed))
-    if len(active) > 1 and tied == "untie":
-        raise _many(active)
-    bond = (active or bonds)[0]
-    mine = {name: [one for one in placed if one.name == name] for name in (bond.source, bond.other)}
-    rest = [one for one in placed if one.name not in mine]
-    first, second = mine[bond.source], mine[bond.other]
-    alike, copies = _alike(first, second, config)
-    if alike is not None or tied == "share":
-        both = alike if alike is not None else _added(first, second)
-        if alike is None and first and second:
-            copies = _same_copies(first, second)
-        as_source, as_other = [_at(one, bond.source) for one in both], [_at(one, bond.other) for one in both]
-        keep = apart and alike is not None and tied == "untie"
-        names = [*as_source, *(as_other if not bond.alias or keep else [])]
-        kept = (bond.other,) if keep and bond.alias else ()
-        if keep:
-            return Settled((*rest, *names), kept, copies, untied=bond.other)
-        note = f"{bond.source} and {bond.other} are one tensor, and stay one"
-        return Settled((*rest, *names), kept, copies, alike={} if bond.alias else {bond.other: bond.source}, note=note)
-    if not bond.lone:
-        raise _many([bond])
+    settled = Settled(tuple(placed))
+    for source in dict.fromkeys(bond.source for bond in active or bonds[:1]):
+        group = [bond for bond in bonds if bond.source == source]
+        settled = _settled(settled, group, active, config, tied, apart=apart)
+    return settled
+
+
+def _settled(
+    before: Settled,
+    group: Sequence[Bond],
+    active: Sequence[Bond],
+    config: AdapterConfig | None,
+    tied: Tied,
+    *,
+    apart: bool,
+) -> Settled:
+    """What becomes of all that is tied to one tensor, besides what is settled already."""
+    names = [group[0].source, *(bond.other for bond in group)]
+    mine = {name: [one for one in before.placed if one.name == name] for name in names}
+    rest = [one for one in before.placed if one.name not in mine]
+    changed = [those for those in mine.values() if those]
+    alike, copies = _alike(changed, config)
+    if tied == "share" or (alike is not None and not apart):
+        both = alike if alike is not None else _added(changed)
+        copies = copies if alike is not None else _same_copies(changed)
+        absent = {bond.other for bond in group if bond.alias}
+        placed = [_at(one, name) for name in names if name not in absent for one in both]
+        note = "; ".join(filter(None, [before.note, f"{' and '.join(names)} are one tensor, and stay one"]))
+        stay = dict.fromkeys(names[1:], names[0])
+        return Settled((*rest, *placed), (), {**before.copies, **copies}, "", {**before.alike, **stay}, note)
+    if len(active) > 1 or not group[0].lone:
+        raise _many([*active, *group])
+    (bond,) = group
+    kept = (bond.other,) if bond.alias else ()
+    if alike is not None:
+        both = [_at(one, name) for name in names for one in alike]
+        return Settled((*rest, *both), kept, copies, untied=bond.other)
+    first, second = mine.values()
     first, second = _with_copy(first, second, bond.source, config), _with_copy(second, first, bond.other, config)
     note = f"{bond.source} and {bond.other} were one tensor: both are written, and {FLAG} is false"
-    return Settled((*rest, *first, *second), (bond.other,) if bond.alias else (), copies, untied=bond.other, note=note)
+    return Settled((*rest, *first, *second), kept, copies, untied=bond.other, note=note)
 
 
 def _alike(
-    first: Sequence[Placed], second: Sequence[Placed], config: AdapterConfig | None
+    changed: Sequence[Sequence[Placed]], config: AdapterConfig | None
 ) -> tuple[list[Placed] | None, dict[str, str]]:
-    """The changes that both have, where they are changed alike, and the keys that repeat them; None where not."""
-    either = [*first, *second]
-    if either and all("rows" in one.site.factors for one in either):
-        repeated = {}
-        if first and second:
-            repeated = {second[0].site.factors["rows"]: first[0].site.factors["rows"]}
-        return list(first or second), repeated
-    if config is None or not config.ensure_weight_tying:
+    """The changes that all names have, where they are changed alike, and the keys that repeat them; None where not."""
+    first, *others = [*changed] or [[]]
+    if first and all("rows" in one.site.factors for those in changed for one in those):
+        return [*first], {other[0].site.factors["rows"]: first[0].site.factors["rows"] for other in others}
+    biases = all(one.site.parameter == "bias" for those in changed for one in those)
+    if config is None or not (config.ensure_weight_tying or (config.bias == "all" and biases)):
         return None, {}
-    if not first or not second:
-        return either, {}
-    ours, theirs = first[0].site.factors, second[0].site.factors
     pairs = {"value": "value", "A": "embedding_B", "B": "embedding_A"}
-    found = {key: ours[pairs[role]] for role, key in theirs.items() if pairs.get(role) in ours}
-    return (list(first), found) if len(found) == len(theirs) else (None, {})
+    ours, found = first[0].site.factors if first else {}, dict[str, str]()
+    for theirs in (other[0].site.factors for other in others):
+        repeated = {key: ours[pairs.get(role, "")] for role, key in theirs.items() if pairs.get(role) in ours}
+        if len(repeated) != len(theirs):
+            return None, {}
+        found |= repeated
+    return [*first], found
 
 
-def _same_copies(first: Sequence[Placed], second: Sequence[Placed]) -> dict[str, str]:
-    """The saved copies of one tensor under its two names: they must be the same."""
-    ours, theirs = (
-        next((one.site.factors["value"] for one in those if "value" in one.site.factors), "")
-        for those in (first, second)
-    )
-    return {theirs: ours} if ours and theirs else {}
+def _same_copies(changed: Sequence[Sequence[Placed]]) -> dict[str, str]:
+    """The saved copies of one tensor under its names: they must be the same."""
+    keys = [one.site.factors["value"] for those in changed for one in those if "value" in one.site.factors]
+    return dict.fromkeys(keys[1:], keys[0]) if keys else {}
 
 
-def _added(first: Sequence[Placed], second: Sequence[Placed]) -> list[Placed]:
-    """The changes of both, one after the other; a copy of the tensor that both have counts once, and first."""
-    both = [*first, *second]
-    ordered = sorted(both, key=lambda one: "value" not in one.site.factors)
+def _added(changed: Iterable[Sequence[Placed]]) -> list[Placed]:
+    """The changes of all, one after the other; a copy of the tensor that several have counts once, and first."""
+    ordered = sorted(itertools.chain(*changed), key=lambda one: "value" not in one.site.factors)
     seen = False
     found = []
     for one in ordered:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from wiseft_core.layouts import Shape, matrix_shape
 from wiseft_core.naming.links import Link, Part
-from wiseft_core.naming.targets import modules_of
 from wiseft_core.types import TensorSpec
 
 Range = tuple[int, int]
@@ -76,9 +75,13 @@ class View:
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @cached_property
-    def paths(self) -> frozenset[str]:
-        """The paths of all modules, and of those that they are in."""
-        return frozenset(modules_of(self.parameters))
+    def words(self) -> frozenset[str]:
+        """The names that modules have, each without its path."""
+        return frozenset(word for module in self.modules for word in module.split("."))
+
+    def holds(self, path: str) -> bool:
+        """Whether anything lies in a module of this path."""
+        return any(name.startswith(f"{path}.") for name in self.parameters)
 
 
 def identity(name: str) -> tuple[Link, ...]:

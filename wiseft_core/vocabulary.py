@@ -16,6 +16,8 @@ from wiseft_core.layouts import Shape
 from wiseft_core.types import TensorSpec
 
 SIZE: Final = "vocab_size"
+LOGITS: Final = "final_logits_bias"
+"""BART's bias over the vocabulary: (1, words)."""
 
 
 def is_of_vocabulary(name: str) -> bool:
@@ -76,15 +78,18 @@ def edits(
         return {}
     sizes = {shape[0] for shape in resized.values()}
     old = {base[name].shape[0] for name in resized if name in base}
-    stale = [
-        name
-        for name, spec in outputs.items()
-        if name not in resized and is_of_vocabulary(name) and spec.shape[:1] and spec.shape[0] in old
-    ]
+    stale = [name for name, spec in outputs.items() if name not in resized and _rows(name, spec.shape) in old]
     if len(sizes) > 1 or len(old) > 1 or stale:
         WiseftError.raise_all([_disagreement(resized, stale)])
     (size,) = sizes
     return {path: size for path, said in _sizes(config or {}) if said in old}
+
+
+def _rows(name: str, shape: Shape) -> int | None:
+    """How many words a tensor over the vocabulary is for; None for any other."""
+    if name.rpartition(".")[2] == LOGITS:
+        return shape[-1] if shape else None
+    return shape[0] if shape and is_of_vocabulary(name) else None
 
 
 def _sizes(config: Mapping[str, object]) -> Iterable[tuple[str, object]]:

@@ -22,6 +22,7 @@ from store.publish_job import READS, Seam
 
 from wiseft_core import offline
 from wiseft_core.cli import main
+from wiseft_core.errors import Fault
 from wiseft_core.interpolation import interpolate
 from wiseft_core.offline import save_checkpoint
 from wiseft_core.store.files import Files
@@ -37,7 +38,11 @@ class Steps(Seam):
     def make_folders(self, path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
-            self.mkdir(folder)
+            try:
+                self.mkdir(folder)
+            except Fault as error:
+                if not isinstance(error.__cause__, FileExistsError):  # another thread may make it meanwhile
+                    raise
 
     def remove_tree(self, path):
         if not path.is_dir():

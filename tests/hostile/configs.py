@@ -46,13 +46,14 @@ WRONG: dict[str, tuple[object, ...]] = {
     "trainable_token_indices": ("all", 1, [-1], [True], ["1"], [1.5], [1 << 40], [1, 1], {"embed_tokens": 1},
                                 {"embed_tokens": None}, [[1]]),
     "init_lora_weights": (1, 2.5, ["pissa"], {"a": 1}),
+    "target_parameters": ("a.b", 1, [1], ["a.b"], ["x"] * 2_000),
+    "layer_replication": ("all", 1, [1], [[0]], [[2, 1]], [[0, 1 << 40]], [[0, 9_000], [0, 9_000]], [[-1, 2]]),
 }  # fmt: skip
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "peft_type": ("XLORA", "PREFIX_TUNING", "lora", "\x1b]0;x\7", "X" * 100_000, "os.system"),
     "init_lora_weights": ("pissa_niter_16", "loftq", "corda", "\u202eevil"),
     "use_qalora": (True, "yes"),
     "layer_replication": ([[0, 4]],),
-    "target_parameters": (["a.b"],),
     "not_a_field": (1, "x", [0], {"a": {}}, True),
     "__class__": ("os.system",),
     "\x1b[2J": (1,),

@@ -138,6 +138,7 @@ ENCODERS = [
         tuned="DistilBertForSequenceClassification",
         legal=FRESH,
     ),
+    Pair("nomic_bert_bias_all", "nomic_bert", lora("q_proj", bias="all")),
     Pair("nomic_bert_qkv", "nomic_bert", lora("q_proj", "k_proj", "v_proj", "down_proj")),
     Pair("nomic_bert_only_v_dora", "nomic_bert", lora("v_proj", "gate_proj", use_dora=True)),
     Pair("t5_ia3", "t5", {"target_modules": ["k", "v", "wo"], "feedforward_modules": ["wo"]}, method="IA3"),

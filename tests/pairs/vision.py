@@ -156,6 +156,13 @@ TABLE = [
         fault="PEFT 0.21 applies out_proj's delta twice, in training too",
     ),
     Pair(
+        "attention_net_bias",
+        "attention_net",
+        lora("0", "1", bias="lora_only"),
+        fault="PEFT 0.21 applies out_proj's delta twice, in training too",
+    ),
+    Pair("attention_net_parameter", "attention_net", lora("head", target_parameters=["0.in_proj_weight"])),
+    Pair(
         "bare_keys",
         "llava",
         lora("q_proj"),

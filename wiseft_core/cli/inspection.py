@@ -153,6 +153,8 @@ def inspect_adapter(path: Path) -> Inspection:
     specs = open_checkpoint(folder / WEIGHTS_FILE).specs
     parsed, sites = _parsed(specs, kind, refusals)
     found = ranks(sites, specs, FAMILIES)
+    if config is not None:  # a stack's factors have a rank for each matrix, and only the base tells how many
+        found = {module: None if config.wraps(module) else rank for module, rank in found.items()}
     families = _families(sites, config, refusals)
     base_model = said.get("base_model_name_or_path")
     return Inspection(
@@ -252,6 +254,8 @@ def _scales(
         refusals.append(problem)
         return found
     for module, family in families.items():
+        if config.wraps(module):
+            continue
         try:
             record = FAMILIES[family]
             options = config.options_at(module, record.options, sizes.get(module))

@@ -51,8 +51,8 @@ class ShardWriter:
     ) -> None:
         self._begin(path, header, files, header.specs)
         self._descriptor = files.create(path)
-        self.inode = files.identity(self._descriptor)[1]
         try:
+            self.inode = files.identity(self._descriptor)[1]
             if same is not None and files.clone(same.descriptor, self._descriptor, path):
                 self._left, self.is_whole = dict.fromkeys(self._left, 0), True
             else:
