@@ -305,7 +305,7 @@ def test_a_cluster_that_loses_a_worker(tmp_path, monkeypatch):
     view = interpolate(base, adapter, 0.3)
     save_checkpoint(view, tmp_path / "here")
     monkeypatch.setattr("wiseft_core.ranges.RANGE", 1)
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         workers = client.run(os.getpid)
         with opened(f"dask://{cluster.scheduler_address.removeprefix('tcp://')}") as executor:

@@ -94,6 +94,9 @@ class Range:
     sync: bool
     build: tuple[str, str] = BUILD
 
+    def __repr__(self) -> str:
+        return f"{len(self.parts)} parts of {Path(self.targets[0][0]).name}"
+
     def __call__(self) -> None:
         """Write them; what a run before has written of them is written again, the same."""
         if self.build != BUILD:
@@ -127,6 +130,9 @@ class Seal:
     header: bytes
     size: int
     sync: bool
+
+    def __repr__(self) -> str:
+        return f"seal of {Path(self.target[0]).name}"
 
     def __call__(self) -> str:
         """Write the header; the digest of the file."""
