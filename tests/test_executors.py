@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import pickle
 import signal
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+import time
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -188,9 +190,9 @@ def test_an_error_arrives_whole(tmp_path):
     file = adapter / "adapter_model.safetensors"
     save_file({name: torch.full_like(value, 1e38) for name, value in load_file(file).items()}, file)
     view, caught = interpolate(base, adapter, 1.0), []
-    for executor in (None, Posted()):
+    for who in ({"threads": 1}, {"executor": Posted()}):
         with pytest.raises(NotFinite) as error:
-            save_checkpoint(view, tmp_path / "out", executor=executor)
+            save_checkpoint(view, tmp_path / "out", **who)
         caught.append(error.value.as_dict())
     assert caught[0] == caught[1]
 
@@ -217,6 +219,20 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="executor bananas"), opened("bananas"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_a_worker_with_other_software_is_refused(tmp_path, monkeypatch):
+    """Another build may round otherwise."""
+    base, adapter = lora(tmp_path)
+
+    class Elsewhere(Posted):
+        def submit(self, fn, /, *args, **kwargs):
+            with monkeypatch.context() as there:
+                there.setattr("wiseft_core.ranges.BUILD", ("0", "1.2"))
+                return super().submit(fn)
+
+    with pytest.raises(ConfigError, match="other software"):
+        save_checkpoint(interpolate(base, adapter, 0.3), tmp_path / "out", executor=Elsewhere())
 
 
 def identity_change(factors, hyper):
@@ -265,6 +281,15 @@ def test_a_process_that_dies(tmp_path, monkeypatch):
         assert pool.submit(os.getpid).result() != process
         with pytest.raises(WiseftError):
             pool.submit(refuse).result()
+        waiting = [pool.submit(time.sleep, 0.2) for _ in range(20)]
+        assert waiting[-1].cancel()
+        with pytest.raises(CancelledError):
+            waiting[-1].result()
+        begun = [one for one in waiting if not one.cancel()]
+        assert len(wait(waiting).done) == 20
+        assert len(begun) == sum(not one.cancelled() for one in waiting)
+    with Processes(1) as pool, pytest.raises(BrokenProcessPool):
+        pool.submit(os._exit, 1).result()
     assert tree(tmp_path / "out") == tree(tmp_path / "here")
 
 
@@ -280,7 +305,7 @@ def test_a_cluster_that_loses_a_worker(tmp_path, monkeypatch):
     view = interpolate(base, adapter, 0.3)
     save_checkpoint(view, tmp_path / "here")
     monkeypatch.setattr("wiseft_core.ranges.RANGE", 1)
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         workers = client.run(os.getpid)
         with opened(f"dask://{cluster.scheduler_address.removeprefix('tcp://')}") as executor:

@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from wiseft_core.errors import CheckpointError
+import torch
+
+from wiseft_core.errors import CheckpointError, ConfigError
 from wiseft_core.excerpts import only
 from wiseft_core.executors import Sent, spread
 from wiseft_core.families import FAMILIES
@@ -24,9 +26,11 @@ from wiseft_core.store.excerpt import Excerpt
 from wiseft_core.store.files import FILES, Buffer, Files
 from wiseft_core.store.writer import ShardWriter, digest_file
 from wiseft_core.tasks import Computed, Copied, Counter, Once, Target, parts_of
+from wiseft_core.version import __version__
 
 RANGE: Final = 1 << 26
 """Bytes that one task writes, of all outputs together: a shard, or a range of a large one."""
+BUILD: Final = (__version__, str(torch.__version__))
 WORKERS: Final = 128
 """How many workers an executor may have that does not say."""
 
@@ -81,15 +85,27 @@ class Range:
         starts: Where the payload of each tensor starts in these.
         parts: What to write.
         sync: Force it to disk.
+        build: The versions of this package and of torch that the job is planned with: others may give other bits.
     """
 
     targets: tuple[tuple[str, int], ...]
     starts: Mapping[str, int]
     parts: tuple[Copied | Computed, ...]
     sync: bool
+    build: tuple[str, str] = BUILD
+
+    def __repr__(self) -> str:
+        return f"{len(self.parts)} parts of {Path(self.targets[0][0]).name}"
 
     def __call__(self) -> None:
         """Write them; what a run before has written of them is written again, the same."""
+        if self.build != BUILD:
+            raise ConfigError(
+                "executor — a worker has other software",
+                expected=f"wiseft_core {self.build[0]} with torch {self.build[1]}, as where the job was started",
+                got=f"wiseft_core {BUILD[0]} with torch {BUILD[1]}",
+                hint="install the same versions for every worker: then the bits are the same too",
+            )
         done, once = Counter(None, 0), dict[str, Once]()
         with ExitStack() as opened:
             writers = list[RangeWriter]()
@@ -114,6 +130,9 @@ class Seal:
     header: bytes
     size: int
     sync: bool
+
+    def __repr__(self) -> str:
+        return f"seal of {Path(self.target[0]).name}"
 
     def __call__(self) -> str:
         """Write the header; the digest of the file."""

@@ -144,9 +144,8 @@ class Ruled(NamedTuple):
 
     def _landed(self, site: Site, links: Sequence[Link], problems: list[WiseftError]) -> list[Placed]:
         """A site that has its parameters, placed; none, and a problem, where these cannot be followed."""
-        parts = [held for link in links for held in self.view.parameters[link.parameter].held]
-        packed = "value" in site.factors and len(links) == 1 and any(held.expert is not None for held in parts)
-        packed = packed and links[0].expert is None
+        packed = "value" in site.factors and len(links) == 1 and links[0].expert is None
+        packed = packed and any(held.expert is not None for held in self.view.parameters[links[0].parameter].held)
         try:
             return [Placed(site, land(links, self.view.parameters, packed=packed), packed)]
         except Astray as astray:

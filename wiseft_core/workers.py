@@ -61,17 +61,15 @@ class Processes(Executor):
             return
 
         def ended(done: Future[Any]) -> None:
-            if done.cancelled():
-                future.cancel()
-                return
-            error = done.exception()
+            error = None if done.cancelled() else done.exception()
             if isinstance(error, BrokenExecutor):
                 self._again(future, send, tries, pool, error)
-            elif error is not None:
+            elif future.set_running_or_notify_cancel() and error is not None:
                 future.set_exception(error)
-            else:
+            elif not future.cancelled():
                 future.set_result(done.result())
 
+        future.add_done_callback(lambda one: one.cancelled() and sent.cancel())
         sent.add_done_callback(ended)
 
     def _again(
@@ -84,8 +82,9 @@ class Processes(Executor):
     ) -> None:
         """Try again in a new pool, where the old one has lost a process."""
         with self._lock:
-            if self._ended or tries <= 1:
-                future.set_exception(error)
+            if self._ended or tries <= 1 or future.cancelled():
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
                 return
             if self._pool is pool:
                 self._pool = self._made()

@@ -7,9 +7,8 @@ is a process of its own, so that its peak of memory is its own. FOLDER gets spar
 removed in the end.
 
 The curve is a mixture of experts of one trillion parameters in 200 000 tensors and 400 shards, and the same with fewer
-layers, with a LoRA on every attention and every expert; the rest is a DeepSeek V3 of twice the layers, 90 000 tensors
-in 160 shards, with a LoRA on each expert as modules of their own, and as PEFT packs it where `target_parameters` are
-tuned.
+layers, with a LoRA on every matrix of attention; the rest is a DeepSeek V3 of twice the layers, 90 000 tensors in 160
+shards, with a LoRA on each expert as modules of their own, and as PEFT packs it where `target_parameters` are tuned.
 """
 
 from __future__ import annotations
@@ -23,17 +22,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 CURVE = (1_000, 5_000, 20_000, 50_000, 100_000, 200_000)
 RANK = 16
+MOE = {"experts": 64, "hidden": 2560, "inner": 2048}
+V3 = {"experts": 256, "hidden": 7168, "inner": 2048}
 CASES = {
-    **{f"moe {count}": ("moe", count, max(1, count // 500)) for count in CURVE},
-    "v3 experts": ("v3", 90_000, 160),
-    "v3 packed": ("v3", 90_000, 160),
+    **{f"moe {count}": {**MOE, "tensors": count, "shards": -(-count // 500), "tuned": "attention"} for count in CURVE},
+    "v3 experts": {**V3, "tensors": 90_000, "shards": 160, "tuned": "experts"},
+    "v3 packed": {**V3, "tensors": 90_000, "shards": 160, "tuned": "packed"},
 }
-"""Kind, tensors and shards."""
 
 
 def main() -> int:
@@ -44,7 +46,7 @@ def main() -> int:
     print(f"{'case':>12} {'step':>6} {'tensors':>8} {'tasks':>8} {'s':>7} {'MB':>6} {'us/tensor':>10}")
     for case in named or CASES:
         place = Path(folder, case.replace(" ", "-"))
-        build(place, case)
+        build(place, **CASES[case])
         for step in ("plan", "tasks"):
             command = [sys.executable, __file__, str(place), case, step]
             seen = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -71,9 +73,11 @@ def measure(place: Path, case: str) -> int:
         from wiseft_core.families import FAMILIES
         from wiseft_core.interpolation import bound_of
         from wiseft_core.jobs import plan_job
+        from wiseft_core.ranges import ranges_of
         from wiseft_core.sources import as_source, as_tuned
         from wiseft_core.statedict import StateDict
         from wiseft_core.store.files import FILES
+        from wiseft_core.tasks import Target
 
         begun = time.perf_counter()
         base = as_source(place / "base")
@@ -85,49 +89,46 @@ def measure(place: Path, case: str) -> int:
         view = StateDict(bound, (0.5,))
         job = plan_job({"": view}, None, None, False, FILES)
         tensors = sum(len(shard.header.specs) for shard in job.shards)
+        for shard in job.shards:
+            writer: Any = SimpleNamespace(header=shard.header, path=place / shard.name, inode=0)
+            tasks += sum(1 for _ in ranges_of([Target(writer, view)], True))
     seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     print(json.dumps({"tensors": tensors, "tasks": tasks, "seconds": seconds, "megabytes": peak}))
     return 0
 
 
-def build(place: Path, case: str) -> None:
+def build(place: Path, *, tensors: int, shards: int, tuned: str, experts: int, hidden: int, inner: int) -> None:
     """A base and an adapter."""
-    kind, count, shards = CASES[case]
-    experts, hidden, inner = (256, 7168, 2048) if kind == "v3" else (64, 2560, 2048)
-    shapes = dict(model(count, experts, hidden, inner))
-    names = list(shapes)
+    layers = -(-tensors // (8 + 3 * experts))
+    shapes = dict(model(layers, experts, hidden, inner))
+    names, index = list(shapes), {}
     shutil.rmtree(place, ignore_errors=True)
     (place / "base").mkdir(parents=True)
     (place / "adapter").mkdir()
-    index = {}
     for at in range(shards):
         name = f"model-{at + 1:05}-of-{shards:05}.safetensors"
         held = names[at * len(names) // shards : (at + 1) * len(names) // shards]
         write(place / "base" / name, {tensor: shapes[tensor] for tensor in held})
         index |= dict.fromkeys(held, name)
     (place / "base" / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    config = {"model_type": "deepseek_v3", "n_routed_experts": experts, "num_hidden_layers": layers_of(count, experts)}
+    config = {"model_type": "deepseek_v3", "n_routed_experts": experts, "num_hidden_layers": layers}
     (place / "base" / "config.json").write_text(json.dumps(config))
-    asked: dict[str, object] = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "target_modules": ["o_proj"]}
-    if case.endswith("packed"):
+    asked: dict[str, object] = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "target_modules": "all-linear"}
+    if tuned == "packed":
         asked["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-        tuned = dict(packed(count, experts, hidden, inner))
+        factors = dict(packed(layers, experts, hidden, inner))
     else:
-        tuned = dict(factors(shapes))
-    write(place / "adapter" / "adapter_model.safetensors", tuned)
+        parts = ("self_attn",) if tuned == "attention" else ("o_proj", ".experts.")
+        factors = dict(pairs({name: shape for name, shape in shapes.items() if any(part in name for part in parts)}))
+    write(place / "adapter" / "adapter_model.safetensors", factors)
     (place / "adapter" / "adapter_config.json").write_text(json.dumps(asked))
 
 
-def layers_of(count: int, experts: int) -> int:
-    """How many layers have about as many tensors."""
-    return -(-count // (9 + 3 * experts))
-
-
-def model(count: int, experts: int, hidden: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a model with about as many tensors."""
+def model(layers: int, experts: int, hidden: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a model."""
     yield "model.embed_tokens.weight", (129280, hidden)
-    for layer in range(layers_of(count, experts)):
+    for layer in range(layers):
         path = f"model.layers.{layer}"
         yield f"{path}.self_attn.q_a_proj.weight", (1536, hidden)
         yield f"{path}.self_attn.q_b_proj.weight", (24576, 1536)
@@ -145,18 +146,17 @@ def model(count: int, experts: int, hidden: int, inner: int) -> Iterator[tuple[s
     yield "lm_head.weight", (129280, hidden)
 
 
-def factors(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A LoRA on the output projection of every attention and on every matrix of every expert."""
-    for name, (out, into) in ((name, shape) for name, shape in shapes.items() if len(shape) == 2):
-        if "o_proj" in name or ".experts." in name:
-            path = f"base_model.model.{name.removesuffix('.weight')}"
-            yield f"{path}.lora_A.weight", (RANK, into)
-            yield f"{path}.lora_B.weight", (out, RANK)
+def pairs(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A LoRA on each of these matrices."""
+    for name, (out, into) in shapes.items():
+        path = f"base_model.model.{name.removesuffix('.weight')}"
+        yield f"{path}.lora_A.weight", (RANK, into)
+        yield f"{path}.lora_B.weight", (out, RANK)
 
 
-def packed(count: int, experts: int, hidden: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The same as PEFT saves it where parameters are tuned: the second one's wrapper lies in the first one's."""
-    for layer in range(layers_of(count, experts)):
+def packed(layers: int, experts: int, hidden: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """One on each layer's experts, as PEFT saves it where parameters are tuned: its wrappers lie in each other."""
+    for layer in range(layers):
         path = f"base_model.model.model.layers.{layer}"
         yield f"{path}.self_attn.o_proj.lora_A.weight", (RANK, 16384)
         yield f"{path}.self_attn.o_proj.lora_B.weight", (hidden, RANK)
