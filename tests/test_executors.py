@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -292,6 +294,20 @@ def test_a_process_that_dies(tmp_path, monkeypatch):
     with Processes(1) as pool, pytest.raises(BrokenProcessPool):
         pool.submit(os._exit, 1).result()
     assert tree(tmp_path / "out") == tree(tmp_path / "here")
+
+
+def test_processes_end_with_the_one_that_made_them():
+    """Even where that is killed, and can tell nobody."""
+    code = "import os, signal; from wiseft_core.workers import Processes; "
+    code += "print(Processes(1).submit(os.getpid).result(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for _ in range(100):
+        try:
+            os.kill(int(done.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("it is there still")
 
 
 def refuse():

@@ -53,7 +53,7 @@ def test_every_python_block_runs_as_written(folder: SimpleNamespace, capsys: pyt
     with torch.no_grad():
         expected = merged(space["tokens"]).logits
 
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     assert tried == ["alpha-0", "alpha-0.25", "alpha-0.5", "alpha-0.75", "alpha-1"]
     assert sorted(path.name for path in Path("outs").iterdir()) == ["alpha-0.25", "sweep.json"]
     assert all(Path(name, "adapter_model.safetensors").exists() for name in ("half", "joined"))

@@ -64,8 +64,9 @@ def spread(work: Iterable[Sent], executor: Executor, *, window: int) -> None:
 
 
 def _collect(pending: dict[Future[Any], Sent], executor: Executor) -> None:
-    """Wait for a task to end, raise what it raised, and go on with what comes of it."""
-    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+    """Wait for a task to end, go on with what comes of it, and raise what it raised, of several the successes first."""
+    done = wait(pending, return_when=FIRST_COMPLETED).done
+    for future in sorted(done, key=lambda future: future.exception() is not None):
         sent = pending.pop(future)
         for more in sent.then(future.result()):
             pending[executor.submit(more.task)] = more

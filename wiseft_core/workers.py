@@ -6,11 +6,12 @@ On top of the rooms, for the command; and the only module that imports distribut
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, Final
 
 from wiseft_core.errors import ConfigError, Fault
@@ -48,7 +49,7 @@ class Processes(Executor):
     def _made(self) -> ProcessPoolExecutor:
         """A pool whose processes share no state with this one: forks would take its locks along as they are."""
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._max_workers, mp_context=context, initializer=self._begin)
+        return ProcessPoolExecutor(self._max_workers, context, _begun, (self._begin,))
 
     def _try(self, future: Future[Any], send: Callable[[Executor], Future[Any]], tries: int) -> None:
         """Send a call to the pool that there is, and again to the next one."""
@@ -89,6 +90,21 @@ class Processes(Executor):
             if self._pool is pool:
                 self._pool = self._made()
         self._try(future, send, tries - 1)
+
+
+def _begun(begin: Callable[[], None] | None) -> None:
+    """What a process of ours begins with: it ends with the one that made it, however that ends."""
+    Thread(target=_outlive_nobody, daemon=True).start()
+    if begin is not None:
+        begin()
+
+
+def _outlive_nobody() -> None:
+    """Wait for the parent's end, and end."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager
