@@ -75,12 +75,12 @@ def bind(
     found, same = _counters(placed.placed, specs, adapter)
     WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed) if complete else [])])
     settled = settle(bonds, found, config, as_tied(tied), apart=apart)
+    touched = dict.fromkeys(landing.name for one in settled.placed for landing in one.landed.landings)
     aliases = {bond.other for bond in bonds if bond.alias}
     if not complete:
-        _check_ties(settled.placed, placed.new, bonds, models, specs, as_tied(tied))
-    touched = {landing.name for one in settled.placed for landing in one.landed.landings}
+        _check_ties([*touched, *placed.new], bonds, models, specs, as_tied(tied))
     for one in models.all:
-        guards.quantized(sorted(one.own(dict.fromkeys(touched))), one.own(specs), one.config)
+        guards.quantized(sorted(one.own(touched)), one.own(specs), one.config)
     orientations = {one.prefix: Orientation.of(found, adapter, config, one.config) for one in models.all}
     scene = Scene(
         adapter,
@@ -114,15 +114,14 @@ def bind(
 
 
 def _check_ties(
-    placed: Sequence[Placed],
-    new: Iterable[str],
+    touched: Iterable[str],
     bonds: Sequence[Bond],
     models: Models,
     base: Mapping[str, TensorSpec],
     tied: Tied,
 ) -> None:
     """Refuse changes of what may be tied in one of the models, to a tensor whose name is not known."""
-    names = dict.fromkeys([*(landing.name for one in placed for landing in one.landed.landings), *new])
+    names = dict.fromkeys(touched)
     aliases = {bond.other for bond in bonds if bond.alias}
     known = {name: spec for name, spec in base.items() if name not in aliases} if aliases else base
     for one in models.all:

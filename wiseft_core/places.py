@@ -12,7 +12,7 @@ from typing import Final
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import AmbiguousName, WiseftError, listed
 from wiseft_core.naming.links import Link
-from wiseft_core.naming.prefix import nearest_rule, rules
+from wiseft_core.naming.prefix import Rule, nearest_rule, rules
 from wiseft_core.ruled import Placed, Placement, Ruled, is_unnamed, no_place, plausible
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
@@ -109,7 +109,7 @@ def _under(
     anchors = _Anchors(view, {link.parameter for site in required if is_unnamed(site) for link in links[site.target]})
     found = rules(names, anchors)
     if not found:
-        raise _unclaimed(required, links, anchors, view)
+        raise _unclaimed(required, links, nearest_rule(names, anchors), anchors, view)
     optional = {site.target for site in sites} - {site.target for site in required}
     wanted = tuple(f".{entry}" for entry in config.target_parameters) if config is not None else ()
     placements, problems = [], list[WiseftError]()
@@ -127,7 +127,7 @@ class _Anchors:
     """The names that a view has, and those of weights whose module it has, where keys may name only the module."""
 
     def __init__(self, view: View, unnamed: set[str]) -> None:
-        self._view, self._unnamed = view, unnamed
+        self._view = view
         self._leaves = {name.rpartition(".")[2] for name in unnamed}
 
     def __contains__(self, name: object) -> bool:
@@ -146,10 +146,9 @@ class _Anchors:
 
 
 def _unclaimed(
-    required: Sequence[Site], links: Mapping[str, tuple[Link, ...]], anchors: _Anchors, view: View
+    required: Sequence[Site], links: Mapping[str, tuple[Link, ...]], rule: Rule, anchors: _Anchors, view: View
 ) -> WiseftError:
-    """The refusal of the sites that have no place under the rule that places the most."""
-    rule = nearest_rule({link.parameter for site in required for link in links[site.target]}, anchors)
+    """The refusal of the sites that have no place under a rule, the one that places the most."""
     missing = [
         (site, name)
         for site in required

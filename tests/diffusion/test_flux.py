@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from diffusers import FluxPipeline
@@ -44,14 +42,6 @@ AROUND = {
         for layer, number in {"in": 1, "out": 2}.items()
     },
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Diffusers warns of many things that are none of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def original(state):

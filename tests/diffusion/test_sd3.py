@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
@@ -39,14 +37,6 @@ AROUND = {
     "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
     "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2", "final_layer.adaLN_modulation.1": "norm_out.linear",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Diffusers warns of many things that are none of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def original(state):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import (
@@ -23,14 +21,6 @@ UNET = [
     "conv_in", "conv_out", "downsamplers.0.conv", "upsamplers.0.conv", "linear_1", "linear_2",
 ]  # fmt: skip
 MAKE = {"sd": unet, "sdxl": sdxl_unet}
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Diffusers warns of many things that are none of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def states(models):

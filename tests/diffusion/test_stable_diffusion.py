@@ -41,14 +41,6 @@ UNET = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    """Diffusers warns of many things that are none of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def adapter(*, alpha=3, dora=False, text=True):
     """What PEFT has of a trained pipeline, as diffusers collects it; lora_alpha is the rank unless said."""
     network = trained(unet(), UNET, alpha=alpha, use_dora=dora)
