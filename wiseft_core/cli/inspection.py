@@ -188,7 +188,8 @@ def _spelled(path: Path) -> Inspection | None:
     if scheme is None:
         return None
     words = {key: word for key in specs if (word := SCHEMES[scheme].parse(key)) is not None}
-    strange = [Unsupported(f"{key} — {word.why}", got=key, hint=HINT) for key, word in words.items() if word.why]
+    expected = "keys of LoRA, DoRA, LoHa or LoKr"
+    strange = [Unsupported(f"{k} — {w.why}", expected=expected, got=k, hint=HINT) for k, w in words.items() if w.why]
     methods = {word.method for word in words.values()} - {""}
     doubled = any(word.role in ("magnitude", "dora_scale") for word in words.values())
     sizes = {word.module: specs[key].shape[0] for key, word in words.items() if word.role == "A" and specs[key].shape}
