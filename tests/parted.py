@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from wiseft_core.bound import Bound, Part
 from wiseft_core.families import FAMILIES, Hyper
 from wiseft_core.landings import Cut
@@ -60,7 +58,7 @@ def view_of(base, parts, alphas, *, plan=None, dtype=None):
     """A view over a base and pairs of an adapter and its plan; `plan` is that of all, None for a single one."""
     source = as_source(base)
     found = tuple(Part(as_source(adapter), one) for adapter, one in parts)
-    bound = Bound(source, found, plan or parts[0][1], FAMILIES, torch.float64, dtype, "error", None)
+    bound = Bound(source, found, plan or parts[0][1], FAMILIES, "F64", dtype, "error", None)
     return StateDict(bound, tuple(alphas))
 
 

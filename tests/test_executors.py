@@ -233,7 +233,7 @@ def test_a_worker_with_other_software_is_refused(tmp_path, monkeypatch):
     class Elsewhere(Posted):
         def submit(self, fn, /, *args, **kwargs):
             with monkeypatch.context() as there:
-                there.setattr("wiseft_core.ranges.BUILD", ("0", "1.2"))
+                there.setattr("wiseft_core.ranges.BUILD", ("0", "1.2", "3"))
                 return super().submit(fn)
 
     with pytest.raises(ConfigError, match="other software"):

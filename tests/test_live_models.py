@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wiseft_core import bound, interpolate, planning, sources, sweep
+from wiseft_core import interpolate, interpolation, planning, sources, sweep
 from wiseft_core.config import AdapterConfig
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0)
@@ -48,7 +48,7 @@ def options(model: nn.Module) -> dict[str, object]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of what is called that belongs to binding: planning, parsing a config, opening, checking values."""
     calls: list[str] = []
-    places = [(planning, "bind"), (AdapterConfig, "from_mapping"), (bound.Bound, "check_values")]
+    places = [(planning, "bind"), (AdapterConfig, "from_mapping"), (interpolation, "check_values")]
     places += [(sources, "open_checkpoint"), (sources.Memory, "__init__")]
     with monkeypatch.context() as patch:
         for owner, name in places:

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracles import FORMATS, round_exact, ulp
-from wiseft_core import dtypes, numerics
+from wiseft_core import arrays, dtypes, numerics
 from wiseft_core.errors import ConfigError, DtypeMismatch, NotFinite
-from wiseft_core.types import BITS, FLOATS
+from wiseft_core.types import BITS, FLOATS, parse_dtype
 
 NARROW = ("BF16", "F16", "F8_E4M3", "F8_E5M2")
 ANY_DOUBLE = st.floats(width=64) | st.floats(-500, 500) | st.floats(-1e-4, 1e-4)
@@ -326,42 +326,6 @@ def test_a_moved_product_is_exact_but_for_the_last_steps():
     assert torch.equal(weight, before[0]) and torch.equal(change, before[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("rank", [1, 2, 16, 129, 520])
-@pytest.mark.parametrize("width", [1, 7, 16, 64, 333, 1024])
-def test_a_product_added_has_the_same_bits_for_any_threads_rows_and_layout(dtype, rank, width):
-    """A row's bits depend on the row, not on threads, neighbours or strides; nothing given is modified."""
-    draw = torch.Generator().manual_seed(rank * width)
-    base, left, right = (torch.randn(*s, generator=draw).to(dtype) for s in ((64, width), (64, rank), (rank, width)))
-    before = [given.clone() for given in (base, left, right)]
-    with threads(1):
-        whole = numerics.added(base, left, right, 1 / 3)
-    for count in (1, 2, 3):
-        with threads(count):
-            for rows in (1, 2, 7, 32, 64):
-                assert torch.equal(numerics.added(base[:rows], left[:rows], right, 1 / 3), whole[:rows])
-    turned = [given.t().contiguous().t() for given in (base, left, right)]
-    assert torch.equal(numerics.added(*turned, 1 / 3), whole)
-    assert all(map(torch.equal, before, (base, left, right)))
-    assert torch.equal(numerics.added(base, left, right, 1 / 3, own=True), whole)
-
-
-@pytest.mark.parametrize("width", [5, 16])
-def test_a_product_added_is_off_by_what_its_steps_round(width):
-    """At most (rank + 3) roundings of |W| + |c|·|B||A|, by fractions; at rank 0 it is the base."""
-    draw = torch.Generator().manual_seed(1)
-    shapes = ((3, width), (3, 200), (200, width))
-    base, left, right = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in shapes)
-    got, c = numerics.added(base, left, right, 1 / 3), Fraction(1 / 3)
-    for i in range(3):
-        for j in range(width):
-            terms = [c * Fraction(left[i, k].item()) * Fraction(right[k, j].item()) for k in range(200)]
-            exact = Fraction(base[i, j].item()) + sum(terms)
-            size = abs(Fraction(base[i, j].item())) + sum(map(abs, terms))
-            assert abs(Fraction(got[i, j].item()) - exact) <= 203 * size * Fraction(2) ** -53
-    assert torch.equal(numerics.added(base, left[:, :0], right[:0], 2.0), base)
-
-
 def test_product_of_rank_zero_is_zero():
     """An empty product is zero."""
     assert torch.equal(numerics.product(torch.empty(1, 0), torch.empty(0, 2)), torch.zeros(1, 2))
@@ -451,13 +415,13 @@ def test_mix_survives_a_difference_that_overflows():
 
 def test_flushing_of_subnormals_is_noticed():
     """By this thread's arithmetic, and only while it lasts."""
-    assert not numerics.flushes_denormals()
+    assert not arrays.flushes_denormals()
     assert torch.set_flush_denormal(True), "this processor cannot flush"
     try:
-        assert numerics.flushes_denormals()
+        assert arrays.flushes_denormals()
     finally:
         torch.set_flush_denormal(False)
-    assert not numerics.flushes_denormals()
+    assert not arrays.flushes_denormals()
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -492,14 +456,14 @@ def test_dtypes_have_one_name_each():
 )  # fmt: skip
 def test_dtypes_are_understood_as_users_spell_them(text, name):
     """The usual words and torch's own."""
-    assert dtypes.parse_dtype(text) == name
+    assert parse_dtype(text) == name
 
 
 @pytest.mark.parametrize("text", ["int8", "bf61", "", "f8", torch.int64, torch.complex64])
 def test_other_dtypes_are_refused(text):
     """With the list of those that work."""
     with pytest.raises(ConfigError) as caught:
-        dtypes.parse_dtype(text)
+        parse_dtype(text)
     assert "BF16" in caught.value.expected
 
 

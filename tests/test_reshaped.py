@@ -199,11 +199,11 @@ def test_resume_after_a_stop(tmp_path, monkeypatch):
     save_checkpoint(view, tmp_path / "whole")
     prepare, seen = type(view.bound).prepare, []
 
-    def stopped(self, name, shares):
+    def stopped(self, name, shares, **how):
         seen.append(name)
         if name == "layers.2.experts" or len(seen) == 3:
             raise KeyboardInterrupt
-        return prepare(self, name, shares)
+        return prepare(self, name, shares, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(view.bound), "prepare", stopped)

@@ -146,7 +146,7 @@ def counting(calls):
         calls.append(1)
         return weight.delta(factors, hyper)
 
-    counted = {**lora.parameters, "weight": weight._replace(delta=delta, product=None)}
+    counted = {**lora.parameters, "weight": weight._replace(delta=delta)}
     return {**FAMILIES, "lora": lora._replace(parameters=counted)}
 
 
@@ -157,11 +157,13 @@ def test_the_base_is_read_once(tmp_path, monkeypatch, kind, tile, most):
     """Each tile is read, and its delta computed, as often for five alphas as for one; norms of cut rows read it too."""
     monkeypatch.setattr("wiseft_core.tiles.TILE", tile)
     place, reads, deltas, seen = pair(tmp_path, kind), [], [], []
-    real = Checkpoint.read
+    real = Checkpoint.read_bytes
     for alphas in ([0.3], [0.3, 1, 0.5, 1e-300, 0.7]):
         views = sweep(*place, alphas, families=counting(deltas))
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoint, "read", lambda self, *what: reads.append((self.path, *what)) or real(self, *what))
+            patch.setattr(
+                Checkpoint, "read_bytes", lambda self, *what: reads.append((self.path, *what)) or real(self, *what)
+            )
             save_sweep(views, tmp_path / f"out{len(alphas)}", threads=2, sync=False)
         seen.append((Counter(reads), len(deltas)))
         reads.clear()

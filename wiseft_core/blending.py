@@ -13,12 +13,11 @@ from threading import Lock, local
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from torch import Tensor
-
-from wiseft_core import numerics
+from wiseft_core import kits
 from wiseft_core.errors import NotFinite
+from wiseft_core.kits import Numbers, Values, kit
 from wiseft_core.spans import Place, Span, index_at
-from wiseft_core.tiles import Numbers, Step, Tile, delta_values, thin_product, tuned_values
+from wiseft_core.tiles import Step, Tile, delta_values, tuned_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,8 @@ Share = tuple[float, ...]
 
 
 def tile_values(
-    span: Span, stored: Tensor, terms: Sequence[Term], shares: Sequence[Share], numbers: Numbers, name: str
-) -> list[Tensor]:
+    span: Span, stored: Values, terms: Sequence[Term], shares: Sequence[Share], numbers: Numbers, name: str
+) -> list[Values]:
     """The interpolated values of one tile for each of `shares`, each rounded once.
 
         W + sum of alpha·(W_tuned - W) over the terms, where W_tuned - W is s·D for a single additive change
@@ -92,24 +91,20 @@ def tile_values(
     Raises:
         NotFinite: See `numerics.finish`; also when a streamed factor holds a value that is not finite.
     """
-    stored = stored.to(numbers.device)
+    stored = kits.placed(stored, numbers)
     try:
-        weight = numerics.widen(stored, numbers.compute)
+        weight = kits.widen(stored, numbers)
         moves = [
             _move(term, weight, span) if any(share[at] for share in shares) else None for at, term in enumerate(terms)
         ]
-        results: list[Tensor] = []
-        for at, share in enumerate(shares, start=1):
-            values = _blend(weight, moves, share, own=at == len(shares))
-            results.append(numerics.finish(values, stored, numbers.output, overflow=numbers.overflow, name=name))
-        return results
+        return [kits.finish(_blend(weight, moves, share), stored, numbers, name) for share in shares]
     except NotFinite as error:
         if name not in error.where:
             error.where = f"{name} — {error.where}"
         raise
 
 
-def tile_change(span: Span, stored: Tensor, terms: Sequence[Term], share: Share, numbers: Numbers) -> Tensor:
+def tile_change(span: Span, stored: Values, terms: Sequence[Term], share: Share, numbers: Numbers) -> Values:
     """What the terms add to a tile for one share, in the compute dtype.
 
         sum of alpha·(W_tuned - W)
@@ -119,98 +114,80 @@ def tile_change(span: Span, stored: Tensor, terms: Sequence[Term], share: Share,
     Shapes:
         stored (stop - start), in the base's dtype. Returns the same.
     """
-    weight = numerics.widen(stored.to(numbers.device), numbers.compute)
+    weight = kits.widen(stored, numbers)
     pairs = [(_move(term, weight, span), alpha) for term, alpha in zip(terms, share, strict=True)]
     shifts = [move.shift(weight, alpha) for move, alpha in pairs if move is not None]
-    return numerics.ordered_sum(shifts) if shifts else weight.zero_()
+    return kit(weight).ordered_sum(shifts) if shifts else kits.zeros(tuple(weight.shape), numbers)
 
 
 class _Tuned(NamedTuple):
     """What a term makes of a tile: tuned values."""
 
-    values: Tensor
+    values: Values
 
-    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
-        """The weight with that share of it; the weight itself may become it, where nobody needs that any more."""
-        return numerics.mix(weight, self.values, alpha)
+    def onto(self, weight: Values, alpha: float) -> Values:
+        """The weight with that share of it."""
+        return kit(weight).mix(weight, self.values, alpha)
 
-    def shift(self, weight: Tensor, alpha: float) -> Tensor:
+    def shift(self, weight: Values, alpha: float) -> Values:
         """alpha·(W_tuned - W)."""
-        return (self.values - weight).mul_(alpha)
+        return (self.values - weight) * alpha
 
 
 class _Delta(NamedTuple):
     """The same, for W_tuned = W + s·D."""
 
-    values: Tensor
+    values: Values
     scale: float
 
-    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
+    def onto(self, weight: Values, alpha: float) -> Values:
         """The weight with that share of it."""
-        return numerics.moved(weight, self.values, self.scale * alpha)
+        return kit(weight).moved(weight, self.values, self.scale * alpha)
 
-    def shift(self, weight: Tensor, alpha: float) -> Tensor:
+    def shift(self, weight: Values, alpha: float) -> Values:
         """alpha·(W_tuned - W)."""
         return self.values * (self.scale * alpha)
 
 
-class _Thin(NamedTuple):
-    """The same, for a D that is a product and is not formed: left·right, as stored."""
-
-    left: Tensor
-    right: Tensor
-    scale: float
-
-    def onto(self, weight: Tensor, alpha: float, *, own: bool) -> Tensor:
-        """The weight with that share of it."""
-        flat = weight.view(len(self.left), -1)
-        return numerics.added(flat, self.left, self.right, self.scale * alpha, own=own).reshape(-1)
-
-    def shift(self, weight: Tensor, alpha: float) -> Tensor:
-        """alpha·(W_tuned - W)."""
-        return numerics.product(self.left, self.right).reshape(-1).mul_(self.scale * alpha)
+_Move = _Tuned | _Delta
 
 
-_Move = _Tuned | _Delta | _Thin
-
-
-def _move(term: Term, flat: Tensor, span: Span) -> _Move | None:
+def _move(term: Term, flat: Values, span: Span) -> _Move | None:
     """The effect of a term on a tile; None where it touches none of it."""
     at = index_at(term.places, span.start)
     if at is None:
         return None
     tile = term.places[at].tile(span)
-    weight, steps = flat.view(tile.bottom - tile.top, tile.right - tile.left), term.steps(at)
+    weight, steps = flat.reshape(tile.bottom - tile.top, tile.right - tile.left), term.steps(at)
     if term.rows is not None:
         return _move_rows(steps, term.rows, weight, tile)
     if len(steps) > 1 or steps[0].change.delta is None:
-        return _Tuned(tuned_values(weight, tile, steps).view(-1))
-    thin, scale = thin_product(steps[0], weight, tile), steps[0].hyper.scale
-    return _Delta(delta_values(steps[0], weight, tile).view(-1), scale) if thin is None else _Thin(*thin, scale)
+        return _Tuned(tuned_values(weight, tile, steps).reshape(-1))
+    return _Delta(delta_values(steps[0], weight, tile).reshape(-1), steps[0].hyper.scale)
 
 
-def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Tensor, tile: Tile) -> _Move | None:
+def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Values, tile: Tile) -> _Move | None:
     """`_move` for steps that touch listed rows: the others keep the base's values."""
     first, last = bisect_left(rows, tile.top), bisect_left(rows, tile.bottom)
     if first == last:
         return None
-    tuned, width = weight.clone(), tile.right - tile.left
+    tuned, width = kits.copied(weight), tile.right - tile.left
     for entry in range(first, last):
         row = rows[entry]
         start = tile.start + (row - tile.top) * width
         part = Tile(start, start + width, row, row + 1, tile.left, tile.right)
         at = slice(row - tile.top, row - tile.top + 1)
         tuned[at] = tuned_values(weight[at], part, steps, entry)
-    return _Tuned(tuned.view(-1))
+    return _Tuned(tuned.reshape(-1))
 
 
-def _blend(weight: Tensor, moves: Sequence[_Move | None], share: Share, *, own: bool) -> Tensor:
+def _blend(weight: Values, moves: Sequence[_Move | None], share: Share) -> Values:
     """The values of a tile for one share, not rounded yet; they may take the weight's place if it is `own`."""
     active = [(move, alpha) for move, alpha in zip(moves, share, strict=True) if move is not None and alpha]
     if not active:
         return weight
     if len(active) > 1:
         shifts = [move.shift(weight, alpha) for move, alpha in active]
-        return numerics.moved(weight, numerics.ordered_sum(shifts), 1.0)
+        return kit(weight).moved(weight, kit(weight).ordered_sum(shifts), 1.0)
     ((move, alpha),) = active
-    return move.onto(weight, alpha, own=own)
+    return move.onto(weight, alpha)

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from wiseft_core import dtypes, numerics
+from wiseft_core import arrays, kits
 from wiseft_core.blending import Each, Share, Term, tile_change, tile_values
 from wiseft_core.cutting import Packed, extended, read_step, shifted, whole
-from wiseft_core.errors import DtypeMismatch, Unsupported, WiseftError, listed
+from wiseft_core.errors import Unsupported, listed
 from wiseft_core.families import Change, Family
+from wiseft_core.kits import Numbers, Values
 from wiseft_core.layouts import matrix_shape
-from wiseft_core.plans import Binding, Piece, Plan, StepSpec, new_twice
-from wiseft_core.sources import Memory, Source
+from wiseft_core.plans import Binding, Piece, Plan, StepSpec
+from wiseft_core.sources import Arrays, Memory, Source, has_bytes
 from wiseft_core.spans import Place, Span, runs, united
-from wiseft_core.tiles import Numbers, Read, Step, measured, not_finite
+from wiseft_core.tiles import Read, Step, measured
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +55,17 @@ class Prepared:
         """The tiles that differ from what `read` gives: all of them, or those of `spans`."""
         return runs(self.spans, [term.places for term in self.terms], Place.of(0, self.shape))
 
-    def values(self, tile: Span) -> list[Tensor]:
+    def values(self, tile: Span) -> list[Values]:
         """For each result, its elements [tile.start, tile.stop), rounded once to the output dtype."""
         shares = self.shares if tile.start < self.known else [(1.0,) * len(share) for share in self.shares]
         return tile_values(tile, self.read(*tile), self.terms, shares, self.numbers, self.name)
 
-    def value(self, tile: Span) -> Tensor:
+    def value(self, tile: Span) -> Values:
         """`values` for the only result."""
         (value,) = self.values(tile)
         return value
 
-    def change(self, tile: Span) -> Tensor:
+    def change(self, tile: Span) -> Values:
         """For the only result, what is added to the base there, in the compute dtype."""
         (share,) = self.shares
         return tile_change(tile, self.read(*tile), self.terms, share, self.numbers)
@@ -86,7 +88,7 @@ class Bound:
     parts: tuple[Part, ...]
     plan: Plan
     families: Mapping[str, Family]
-    compute: torch.dtype
+    compute: str
     output_dtype: str | None
     overflow: str
     device: torch.device | None
@@ -128,15 +130,20 @@ class Bound:
         matrices = [places(self.parts[at].plan.bindings[name]) for at in self._active(name, shares)]
         return runs(self.spans(name, shares), matrices, Place.of(0, self.plan.outputs[name].shape))
 
-    def prepare(self, name: str, shares: Sequence[Share]) -> Prepared:
+    def prepare(self, name: str, shares: Sequence[Share], *, in_arrays: bool = False) -> Prepared:
         """One output tensor, ready to be computed. Factors are read when a tile first needs them.
 
         Args:
             name: The tensor.
             shares: For each result, the coefficient of each part; 0 for a part that does not touch the tensor.
+            in_arrays: Compute in numpy's arrays, which needs `in_arrays(name)`, and gives the same bits.
         """
         (source, key), shape = self.source(name), self.plan.outputs[name].shape
-        known, active, numbers = source.specs[key].numel, self._active(name, shares), self.numbers(name)
+        known, active = source.specs[key].numel, self._active(name, shares)
+        if in_arrays:
+            source, numbers = Arrays(source), Numbers(None, self.plan.outputs[name].dtype, self.overflow, None)
+        else:
+            numbers = self.numbers(name)
         read: Read = partial(extended, source, key)
         bindings = [self.parts[at].plan.bindings[name] for at in active]
         # Tiles that suit several matrices, or end where the base does, may hold less than whole rows of one.
@@ -144,6 +151,24 @@ class Bound:
         terms = [self._term(self.parts[at], name, read, numbers, gridded=gridded) for at in active]
         kept = tuple(tuple(share[at] for at in active) for share in shares)
         return Prepared(name, shape, read, tuple(terms), kept, self.spans(name, shares), known, numbers)
+
+    def in_arrays(self, name: str) -> bool:
+        """Whether numpy alone can compute a tensor: from files, in dtypes that it has, by changes that take arrays."""
+        (source, key), output = self.source(name), self.plan.outputs[name]
+        if self.compute != "F64" or self.device is not None or not has_bytes(source) or self.is_grown(name):
+            return False
+        if not {source.specs[key].dtype, output.dtype} <= arrays.CARRIERS.keys():
+            return False
+        return all(
+            has_bytes(part.adapter) and all(self._takes_arrays(part, step) for step in part.plan.bindings[name].steps)
+            for part in self.parts
+            if name in part.plan.bindings
+        )
+
+    def _takes_arrays(self, part: Part, spec: StepSpec) -> bool:
+        """`in_arrays` of one step."""
+        stored = {part.adapter.specs[key].dtype for key in spec.factors.values()}
+        return self.change(spec).arrays and not spec.cut.experts and stored <= arrays.CARRIERS.keys()
 
     def _active(self, name: str, shares: Sequence[Share]) -> list[int]:
         """The parts that have a share in any of the results, or bring rows that the base does not have."""
@@ -186,11 +211,15 @@ class Bound:
 
     def numbers(self, name: str) -> Numbers:
         """How the numbers of an output tensor are treated."""
-        output = dtypes.TORCH_DTYPES[self.plan.outputs[name].dtype]
-        return Numbers(self.compute, output, self.overflow, self.device_of(name))
+        from wiseft_core.dtypes import TORCH_DTYPES  # torch comes with tensors, not with arrays
+
+        output = TORCH_DTYPES[self.plan.outputs[name].dtype]
+        return Numbers(TORCH_DTYPES[self.compute], output, self.overflow, self.device_of(name))
 
     def device_of(self, name: str) -> torch.device:
         """Where an output tensor is computed: the device that was asked for, else where its source is."""
+        import torch
+
         source, key = self.source(name)
         if self.device is not None:
             return self.device
@@ -203,7 +232,8 @@ class Bound:
     def step(self, part: Part, spec: StepSpec, binding: Binding, numbers: Numbers, piece: Piece) -> Step:
         """A step of a piece with its factors read, widened, and in the order of the touched rows."""
         change = self.change(spec)
-        step = read_step(part.adapter, spec, change, binding.entries, numbers, self.packed)
+        adapter = Arrays(part.adapter) if numbers.compute is None else part.adapter
+        step = read_step(adapter, spec, change, binding.entries, numbers, self.packed)
         if not spec.beside:
             return step
         if (piece.start, piece.shape) != (0, binding.spec.shape):
@@ -216,54 +246,8 @@ class Bound:
         others = {}
         for role, name in spec.beside.items():
             stored = whole(self.base, name)
-            others[role] = numerics.widen(stored.to(numbers.device), numbers.compute)
+            others[role] = kits.widen(stored, numbers)
         return replace(step, factors={**step.factors, **others})
-
-    def check_values(self, complete: Sequence[bool]) -> None:
-        """Refuse what only values can tell: adapter values that are not finite, integers that tuning changed.
-
-        Args:
-            complete: For each part, whether it is a full checkpoint: that is checked tile by tile instead of now.
-        """
-        problems: list[WiseftError] = []
-        for part, is_complete in zip(self.parts, complete, strict=True):
-            for name, key in part.plan.same.items():
-                count = self.base.specs[name].numel
-                ours, theirs = self.base.read(name, 0, count), part.adapter.read(key, 0, count)
-                if not same_bytes(ours, theirs):
-                    problems.append(_changed_integers(name, key))
-            problems += [
-                _other_copy(key, used)
-                for key, used in part.plan.copies.items()
-                if not are_copies(whole(part.adapter, key), whole(part.adapter, used))
-            ]
-            for key, name in () if is_complete else part.plan.consumed().items():
-                if name and name not in part.plan.same and not numerics.is_all_finite(whole(part.adapter, key)):
-                    problems.append(not_finite(key))
-        WiseftError.raise_all(problems + self._new_twice())
-
-    def _new_twice(self) -> list[WiseftError]:
-        """What is wrong with tensors that the base does not have and several adapters bring: they must be the same."""
-        problems: list[WiseftError] = []
-        for name in self.plan.new:
-            first, *rest = [whole(part.adapter, part.plan.new[name]) for part in self.parts if name in part.plan.new]
-            if not all(same_bytes(first, other) for other in rest):
-                problems.append(new_twice(name, "one tensor, the same values in each", "other values in one of them"))
-        return problems
-
-
-def are_copies(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same, or one is the other's transpose: a head tied to an embedding is seen so."""
-    return same_bytes(one, other) or (one.dim() == 2 == other.dim() and same_bytes(one, other.T.contiguous()))
-
-
-def same_bytes(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have one shape and dtype, and hold the same bytes."""
-    return (
-        one.shape == other.shape
-        and one.dtype == other.dtype
-        and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-    )
 
 
 def places(binding: Binding) -> tuple[Place, ...]:
@@ -278,21 +262,3 @@ def spans_of(binding: Binding) -> Iterator[Span]:
     else:
         _, width = matrix_shape(binding.spec.shape)
         yield from (Span(row * width, (row + 1) * width) for row in binding.rows)
-
-
-def _other_copy(key: str, used: str) -> DtypeMismatch:
-    return DtypeMismatch(
-        f"{key} — another value than what it is a copy of",
-        expected=f"the values of {used}, which all modules share",
-        got="others",
-        hint="the file is damaged, or put together from several; tied modules that were trained apart: untie them",
-    )
-
-
-def _changed_integers(name: str, key: str) -> DtypeMismatch:
-    return DtypeMismatch(
-        f"{name} — tuning changed an integer tensor",
-        expected="the same integers in base and adapter",
-        got=f"other values in adapter key {key}",
-        hint="integers cannot be interpolated; remove the tensor from the adapter if it does not matter",
-    )

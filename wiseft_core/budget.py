@@ -22,6 +22,7 @@ from wiseft_core.landings import UNCUT
 from wiseft_core.plans import Piece
 from wiseft_core.store.shards import parse_size
 from wiseft_core.tiles import TILE
+from wiseft_core.types import BITS
 
 _ONCE: Final = 16 << 20
 """Bytes that a run needs once: what libraries take with their first call, and the stacks of threads."""
@@ -66,7 +67,7 @@ def _largest(bound: Bound) -> int:
 
 def _bytes_of(bound: Bound, part: Part, piece: Piece) -> int:
     """`_largest` of one piece."""
-    total, wide = 0, bound.compute.itemsize
+    total, wide = 0, BITS[bound.compute] // 8
     for spec in piece.steps:
         change = bound.change(spec)
         if change.whole:

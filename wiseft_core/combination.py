@@ -7,10 +7,10 @@ by tile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from wiseft_core.bound import Bound
+from wiseft_core.checking import check_values
 from wiseft_core.errors import ConfigError, Unsupported, WiseftError, listed, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.interpolation import bound_of
@@ -19,6 +19,9 @@ from wiseft_core.plans import StepSpec
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
 from wiseft_core.types import Alpha
+
+if TYPE_CHECKING:
+    import torch
 
 
 def combine(
@@ -29,7 +32,7 @@ def combine(
     tied: str = "untie",
     extrapolate: bool = False,
     overflow: str = "error",
-    compute_dtype: torch.dtype = torch.float64,
+    compute_dtype: torch.dtype | str = "float64",
     output_dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     families: Mapping[str, Family] = FAMILIES,
@@ -87,7 +90,7 @@ def combine(
     )
     check_resized(bound)
     view = StateDict(bound, [alpha for _, alpha in pairs], extrapolate=extrapolate)
-    bound.check_values([one.complete for one in tuned])
+    check_values(bound, [one.complete for one in tuned])
     return view
 
 

@@ -6,20 +6,19 @@ one site may lie over several tensors of the base; a family sees the factors of 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from threading import Lock
 from typing import Final
 
-import torch
-from torch import Tensor
-
 from wiseft_core.errors import Unsupported
 from wiseft_core.families import Change
+from wiseft_core.kits import Numbers, Values
 from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import LAYOUTS, matrix_shape
 from wiseft_core.plans import StepSpec
 from wiseft_core.sources import Source
-from wiseft_core.tiles import Numbers, Read, Step, factor_matrix
+from wiseft_core.tiles import Read, Step, factor_matrix
 
 KEPT: Final = 2
 """Packed factors of one adapter that are kept: those of the two parameters that a layer's experts have."""
@@ -29,14 +28,14 @@ class Packed:
     """Factors that have their experts along the fastest axis: read once for all of these, the last few kept."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._kept: dict[int, dict[str, Values]] = {}
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
         """What is kept stays in its process."""
         return Packed, ()
 
-    def __call__(self, source: Source, key: str, experts: int) -> Tensor:
+    def __call__(self, source: Source, key: str, experts: int) -> Values:
         """The stored factor (out, rank·experts) as (experts, out, rank)."""
         with self._lock:
             kept = self._kept.setdefault(id(source), {})
@@ -50,7 +49,7 @@ class Packed:
             return found
 
 
-def whole(source: Source, key: str) -> Tensor:
+def whole(source: Source, key: str) -> Values:
     """A whole tensor, read and not mapped."""
     spec = source.specs[key]
     return source.read(key, 0, spec.numel).reshape(spec.shape)
@@ -77,7 +76,7 @@ def read_step(
     if change.whole and (cut.out or cut.into):
         out, into = spec.hyper.sizes["out"], spec.hyper.sizes["in"]
         cut, part = cut._replace(out=None, into=None), (slice(*(cut.out or (0, out))), slice(*(cut.into or (0, into))))
-    factors: dict[str, Tensor] = {}
+    factors: dict[str, Values] = {}
     streams: dict[str, Read] = {}
     for role, key in spec.factors.items():
         axes = change.factors[role]
@@ -110,7 +109,7 @@ def _check(spec: StepSpec, change: Change) -> None:
         )
 
 
-def _part(source: Source, key: str, axes: str, cut: Cut, packed: Packed) -> Tensor:
+def _part(source: Source, key: str, axes: str, cut: Cut, packed: Packed) -> Values:
     """A stored factor, or the part of it that is meant, with one axis per name in `axes`."""
     if cut == UNCUT:
         return whole(source, key)
@@ -123,7 +122,8 @@ def _part(source: Source, key: str, axes: str, cut: Cut, packed: Packed) -> Tens
         stored = run.reshape(spec.shape[0] // cut.experts, *spec.shape[1:])
     else:
         stored = whole(source, key)
-    stored = stored.flatten() if len(names) == 1 else stored.flatten(len(names) - 1)
+    kept = tuple(stored.shape[: len(names) - 1])
+    stored = stored.reshape(*kept, math.prod(stored.shape[len(kept) :]))
     ranges = {"out": cut.out, "in": cut.into}
     return stored[tuple(slice(*(ranges.get(name.rstrip("+")) or (None,))) for name in names)]
 
@@ -146,12 +146,12 @@ def _value(source: Source, key: str, spec: StepSpec, change: Change) -> Read:
     return partial(_taken, (block.T if turned else block).reshape(-1))
 
 
-def _read(source: Source, key: str, offset: int, start: int, stop: int) -> Tensor:
+def _read(source: Source, key: str, offset: int, start: int, stop: int) -> Values:
     """Elements [start, stop) behind an offset."""
     return source.read(key, offset + start, offset + stop)
 
 
-def _taken(values: Tensor, start: int, stop: int) -> Tensor:
+def _taken(values: Values, start: int, stop: int) -> Values:
     """Elements [start, stop) of a tensor of one axis."""
     return values[start:stop]
 
@@ -161,8 +161,12 @@ def shifted(read: Read, offset: int) -> Read:
     return lambda start, stop: read(offset + start, offset + stop)
 
 
-def extended(source: Source, key: str, start: int, stop: int) -> Tensor:
+def extended(source: Source, key: str, start: int, stop: int) -> Values:
     """Elements [start, stop) of a tensor, 0 where it ends before."""
     known = source.specs[key].numel
     stored = source.read(key, min(start, known), min(stop, known))
-    return stored if stop <= known else torch.cat([stored, stored.new_zeros(stop - max(start, known))])
+    if stop <= known:
+        return stored
+    import torch
+
+    return torch.cat([stored, stored.new_zeros(stop - max(start, known))])

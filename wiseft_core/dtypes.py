@@ -1,6 +1,6 @@
-"""Dtypes and arrays: what safetensors, torch, numpy and users call them, and how a value becomes a tensor.
+"""Dtypes and arrays: what safetensors, torch and numpy call them, and how a value becomes a tensor.
 
-Ground floor: torch and numpy, `errors` and `types`.
+Ground floor: torch and numpy, and `errors`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wiseft_core.errors import ConfigError, DtypeMismatch, show
-from wiseft_core.types import FLOATS
+from wiseft_core.errors import DtypeMismatch, show
 
 TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = {
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64, "F32": torch.float32,
@@ -25,12 +24,6 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = {
 """torch's dtype for safetensors' name; F6 has none, and one element of F4's holds two numbers."""
 
 _NAMES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-_SPELLINGS: Final[Mapping[str, str]] = {
-    "double": "F64", "float64": "F64", "fp64": "F64", "float": "F32", "float32": "F32", "fp32": "F32",
-    "bfloat16": "BF16", "half": "F16", "float16": "F16", "fp16": "F16", "float8_e4m3fn": "F8_E4M3",
-    "float8_e4m3": "F8_E4M3", "f8_e4m3fn": "F8_E4M3", "fp8_e4m3": "F8_E4M3", "fp8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2", "fp8_e5m2": "F8_E5M2", **{name.lower(): name for name in FLOATS},
-}  # fmt: skip
 _ML_DTYPES: Final = {  # numpy knows these only by name, and torch's from_numpy not at all
     "bfloat16": (np.uint16, torch.bfloat16),
     "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
@@ -48,22 +41,6 @@ def dtype_name(dtype: torch.dtype) -> str:
         return _NAMES[dtype]
     hint = "convert the tensor to a dtype that safetensors can store"
     raise DtypeMismatch("a dtype cannot be stored", expected=", ".join(TORCH_DTYPES), got=str(dtype), hint=hint)
-
-
-def parse_dtype(text: str | torch.dtype | None) -> str | None:
-    """safetensors' name for a float dtype as a user spells it: "bf16", "half", "float32", torch.bfloat16; None stays.
-
-    Raises:
-        ConfigError: Not a dtype that interpolation reads and writes.
-    """
-    if text is None:
-        return None
-    spelled = str(text).strip().lower().removeprefix("torch.").replace("-", "_")
-    if spelled in _SPELLINGS:
-        return _SPELLINGS[spelled]
-    expected = f"one of {', '.join(FLOATS)}, or a usual spelling such as bf16, fp16, float32"
-    hint = "leave the dtype out to keep each tensor's own"
-    raise ConfigError(f"{show(text)} is not a dtype to compute with", expected=expected, got=str(text), hint=hint)
 
 
 def as_tensor(value: object, name: str) -> Tensor:

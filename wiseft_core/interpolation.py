@@ -6,12 +6,11 @@ Verb floor. Everything that can be refused is refused here, at the call; tensors
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from wiseft_core import dtypes, numerics
+from wiseft_core.arrays import flushes_denormals
 from wiseft_core.bound import Bound, Part
+from wiseft_core.checking import check_values
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, of_adapter
 from wiseft_core.families import FAMILIES, Family
@@ -19,7 +18,10 @@ from wiseft_core.planning import bind_sources
 from wiseft_core.plans import Plan, joined
 from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
 from wiseft_core.statedict import StateDict
-from wiseft_core.types import Alpha
+from wiseft_core.types import Alpha, parse_dtype
+
+if TYPE_CHECKING:
+    import torch
 
 
 def interpolate(
@@ -32,7 +34,7 @@ def interpolate(
     tied: str = "untie",
     extrapolate: bool = False,
     overflow: str = "error",
-    compute_dtype: torch.dtype = torch.float64,
+    compute_dtype: torch.dtype | str = "float64",
     output_dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     families: Mapping[str, Family] = FAMILIES,
@@ -60,7 +62,7 @@ def interpolate(
             "untie" writes both, and config.json says so; "share" adds both changes to the one, as PEFT's merge does.
         extrapolate: Allow alpha outside [0, 1].
         overflow: "error", or "saturate": a finite result beyond the dtype's largest number becomes that number.
-        compute_dtype: torch.float64 is exact; torch.float32 is faster and may be one unit off in the last place.
+        compute_dtype: "float64" is exact; "float32" is faster and may be one unit off in the last place.
         output_dtype: Dtype of every float tensor of the result; None: each keeps its own.
         device: Where touched tensors are computed and returned; None: where the base is.
         families: The methods to know.
@@ -97,7 +99,7 @@ def interpolate(
         families=families,
     )
     view = StateDict(bound, (alpha,), extrapolate=extrapolate)
-    bound.check_values([tuned.complete])
+    check_values(bound, [tuned.complete])
     return view
 
 
@@ -107,14 +109,14 @@ def bound_of(
     *,
     base_config: Mapping[str, object] | None,
     overflow: str,
-    compute_dtype: torch.dtype,
+    compute_dtype: torch.dtype | str,
     output_dtype: torch.dtype | str | None,
     device: torch.device | str | None,
     families: Mapping[str, Family],
     tied: str = "untie",
 ) -> Bound:
     """A base and the adapters over it, bound; arguments as for `interpolate`. Values are still to be checked."""
-    dtype = dtypes.parse_dtype(output_dtype)
+    dtype = parse_dtype(output_dtype)
     plans = list[Plan]()
     options: dict[str, Any] = {"base_config": base_config, "tied": tied, "output_dtype": dtype, "families": families}
     for number, one in enumerate(tuned, start=1):
@@ -123,9 +125,11 @@ def bound_of(
     if len({frozenset(plan.sources.items()) for plan in plans}) > 1:  # one of them takes a tie apart: all must
         plans = [bind_sources(source, one, **options, apart=True) for one in tuned]
     place = _place(device)
-    check_numbers(compute_dtype, overflow)
+    compute = check_numbers(compute_dtype, overflow)
+    if place is not None and place.type == "mps":  # it knows no float64
+        compute = "F32"
     parts = tuple(Part(one.source, plan, one.config_bytes) for one, plan in zip(tuned, plans, strict=True))
-    return Bound(source, parts, joined(plans), families, _compute(compute_dtype, place), dtype, overflow, place, tied)
+    return Bound(source, parts, joined(plans), families, compute, dtype, overflow, place, tied)
 
 
 def sweep(
@@ -138,7 +142,7 @@ def sweep(
     tied: str = "untie",
     extrapolate: bool = False,
     overflow: str = "error",
-    compute_dtype: torch.dtype = torch.float64,
+    compute_dtype: torch.dtype | str = "float64",
     output_dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     families: Mapping[str, Family] = FAMILIES,
@@ -193,6 +197,8 @@ def _place(device: torch.device | str | None) -> torch.device | None:
     """
     if device is None:
         return None
+    import torch
+
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -204,12 +210,14 @@ def _place(device: torch.device | str | None) -> torch.device | None:
         ) from error
 
 
-def check_numbers(compute_dtype: torch.dtype, overflow: str) -> None:
-    """Refuse a dtype or policy that cannot be meant, and a thread that flushes subnormal numbers to zero."""
-    if compute_dtype not in (torch.float64, torch.float32):
+def check_numbers(compute_dtype: torch.dtype | str, overflow: str) -> str:
+    """The name of the dtype to compute in; a dtype or policy that cannot be meant is refused, and a thread that flushes
+    subnormal numbers to zero."""
+    compute = parse_dtype(compute_dtype)
+    if compute not in ("F64", "F32"):
         raise ConfigError(
             "compute_dtype",
-            expected="torch.float64 or torch.float32",
+            expected="float64 or float32",
             got=f"{compute_dtype}",
             hint="leave it out for exact results",
         )
@@ -220,15 +228,11 @@ def check_numbers(compute_dtype: torch.dtype, overflow: str) -> None:
             got=f"{overflow!r}",
             hint="leave it out to be told of overflow",
         )
-    if numerics.flushes_denormals():
+    if flushes_denormals():
         raise ConfigError(
             "torch.set_flush_denormal(True) is on in this thread",
             expected="subnormal numbers that are kept: results are promised to the last bit",
             got="subnormal numbers that are flushed to zero",
             hint="call torch.set_flush_denormal(False) before",
         )
-
-
-def _compute(asked: torch.dtype, device: torch.device | None) -> torch.dtype:
-    """The compute dtype that the device has: MPS knows no float64."""
-    return torch.float32 if device is not None and device.type == "mps" else asked
+    return compute

@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
-from torch import Tensor
 
-from wiseft_core import dtypes
 from wiseft_core.bound import Bound
 from wiseft_core.errors import CheckpointError, ConfigError, NotFinite, listed
 from wiseft_core.record import folder_of, sources
@@ -39,7 +37,10 @@ from wiseft_core.store.shards import (
 from wiseft_core.store.sidecars import Sidecars, plan_sidecars
 from wiseft_core.store.strict_json import as_mapping, read_json
 from wiseft_core.store.writer import digest_file
-from wiseft_core.types import TensorSpec
+from wiseft_core.types import TORCH_NAMES, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 
@@ -245,7 +246,7 @@ def new_config(source: Path, view: StateDict | Source, component: str = "") -> b
         return None
     config = dict(as_mapping(read_json(source), str(source)))
     if asked is not None:
-        name = str(dtypes.TORCH_DTYPES[asked]).removeprefix("torch.")
+        name = TORCH_NAMES[asked]
         config |= {key: name for key in ("dtype", "torch_dtype") if key in config}
     for path, value in edits.items():
         config = _edited(config, path.split("."), value)

@@ -17,6 +17,7 @@ from torch.nn.functional import one_hot
 from wiseft_core import lowrank
 from wiseft_core.blending import Term
 from wiseft_core.bound import Bound, Part, Prepared
+from wiseft_core.checking import check_values
 from wiseft_core.combination import all_tuned, check_plain, check_resized
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
@@ -115,7 +116,7 @@ def combine_adapters(
         tuned,
         base_config=base_config,
         overflow="error",
-        compute_dtype=torch.float64,
+        compute_dtype="float64",
         output_dtype=None,
         device="cpu",
         families=families,
@@ -123,7 +124,7 @@ def combine_adapters(
     check_resized(bound)
     check_plain(bound)
     view = StateDict(bound, [alpha for _, alpha in pairs], extrapolate=extrapolate)
-    bound.check_values([False] * len(tuned))
+    check_values(bound, [False] * len(tuned))
     with torch.no_grad():
         sums = [one for name in view.touched if (one := _sum(view, name)) is not None]
         if method == "cat":

@@ -8,7 +8,6 @@ names, no files and no adapter methods.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Final
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wiseft_core import arrays
 from wiseft_core.dtypes import TORCH_DTYPES, dtype_name
 from wiseft_core.errors import ConfigError, NotFinite, show
-from wiseft_core.rounding import to_bfloat16, to_odd
 from wiseft_core.types import FLOATS
 
 LARGEST: Final[Mapping[torch.dtype, float]] = {
@@ -31,7 +30,6 @@ _BITS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _POLICIES: Final = ("error", "saturate")
 _BLOCK = 1024
 _CHUNK = 128
-_WIDE = 2**15
 _TIE_E4M3 = 464.0  # halfway from the largest, 448, which is even, to where the next number would be
 
 
@@ -46,15 +44,6 @@ def widen(stored: Tensor, compute: torch.dtype) -> Tensor:
 def is_all_finite(values: Tensor) -> bool:
     """Whether no element is inf or NaN, for every float dtype."""
     return not _may_be_odd(values) or bool(_measurable(values).isfinite().all())
-
-
-def flushes_denormals() -> bool:
-    """Whether this thread flushes subnormal numbers to zero, which makes correct rounding impossible.
-
-    It is computed, not asked: the mode is the processor's, and other libraries set it too.
-    """
-    least, half = sys.float_info.min, 0.5
-    return (least * half) * 2.0 != least
 
 
 def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -72,8 +61,9 @@ def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
         return values.to(dtype)
     if values.dtype == torch.float64:
         if dtype == torch.bfloat16 and values.is_cpu:
-            return to_bfloat16(values)
-        values = to_odd(values)
+            rounded = arrays.to_bfloat16(values.reshape(-1).numpy())
+            return torch.from_numpy(rounded.view(np.int16)).view(dtype).view(values.shape)
+        values = arrays.to_odd(values.view(torch.int64)).view(torch.float64)
     if dtype == torch.float8_e4m3fn:  # torch's own answer to overflow has changed between releases
         values = values.float().clamp(-LARGEST[dtype], LARGEST[dtype])
     return values.to(dtype)
@@ -168,19 +158,20 @@ def _refuse(bad: Tensor, values: Tensor, where: str, *, expected: str, hint: str
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, its bits a function of the operands' values alone.
 
-    It is summed alone, in chunks of 128 along `rank`. So an element's bits depend on neither threads, nor the rows and
-    columns beside it, nor strides; and with 16-bit factors the product is exact.
+    In float64 on the processor it is `arrays.product`, and elsewhere the same with torch: summed alone, in chunks of
+    128 along `rank`. So an element's bits depend on neither threads, nor the rows and columns beside it, nor strides;
+    and with 16-bit factors the product is exact.
 
     Shapes:
         left (out, rank); right (rank, in). Both of one dtype, float64 or float32. Returns (out, in).
     """
+    if _is_plain(left):
+        return torch.from_numpy(arrays.product(left.numpy(), right.numpy()))
     (out, rank), width = left.shape, right.shape[1]
     if rank == 0:
         return left.new_zeros(out, width)
     # BLAS gives the edges of a matrix to kernels that thread count and shape choose: let the edges be padding.
-    right = _pad(right, 0, -width % 16)
-    if left.dtype == torch.float32:
-        left = _pad(left, -out % 8, 0)
+    left, right = _pad(left, -out % 8, 0), _pad(right, 0, -width % 16)
     total = left.new_empty(len(left), right.shape[1])
     for start in range(0, rank, _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -188,28 +179,9 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return total[:out, :width]
 
 
-def added(base: Tensor, left: Tensor, right: Tensor, c: float, *, own: bool = False) -> Tensor:
-    """base + (c · left) @ right, summed onto the base: a third less work than `moved` with a `product`.
-
-    Its bits are a function of the operands' values and of the width alone. BLAS treats the edges of a matrix by other
-    means: rows are padded, and where that is dear, or the width is no multiple of 16, or in float32, it is `moved`
-    after all.
-
-    Shapes:
-        base (out, in), which may be modified, and returned, if it is the caller's `own`; left (out, rank); right
-            (rank, in). Returns (out, in).
-    """
-    (rank, width), rows = right.shape, len(base)
-    if rank == 0 or width % 16 or width > _WIDE or base.dtype != torch.float64:
-        return moved(base, product(left, right), c)
-    total, scaled = base, _pad(left * c, -rows % 8, 0)
-    if not own or len(scaled) > rows:
-        total = base.new_empty(len(scaled), width)
-        total[:rows], total[rows:] = base, 0
-    for start in range(0, rank, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        total.addmm_(scaled[:, part].contiguous(), right[part].contiguous())
-    return total[:rows]
+def _is_plain(values: Tensor) -> bool:
+    """Whether numpy computes with these: `arrays` is for float64, on the processor."""
+    return values.dtype == torch.float64 and values.is_cpu
 
 
 def moved(base: Tensor, delta: Tensor, c: float) -> Tensor:
@@ -239,6 +211,8 @@ def square_sum(weight: Tensor) -> Tensor:
         weight (rows, cols), float64 or float32, any strides; not modified. Returns (rows,), of weight's dtype.
     Exactness: summed in float64; the bits depend on the row alone, not on threads, strides or the rows beside it.
     """
+    if _is_plain(weight):
+        return torch.from_numpy(arrays.square_sum(weight.numpy()))
     rows, columns = weight.shape
     if weight.numel() == 0:
         return weight.new_zeros(rows)

@@ -12,8 +12,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from wiseft_core import executors, ranges
 from wiseft_core.errors import CheckpointError, NotFinite
@@ -30,6 +29,9 @@ from wiseft_core.store.publish import Staging
 from wiseft_core.store.sidecars import copy_sidecar
 from wiseft_core.store.writer import ShardWriter, write_file
 from wiseft_core.tasks import Counter, Progress, Target, compare, fill
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Written = Mapping[str, tuple[int, str]]
 """Size and digest of each file, by its name in the output."""

@@ -12,10 +12,9 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Final
-
-import torch
 
 from wiseft_core.errors import CheckpointError, ConfigError
 from wiseft_core.excerpts import only
@@ -30,7 +29,7 @@ from wiseft_core.version import __version__
 
 RANGE: Final = 1 << 26
 """Bytes that one task writes, of all outputs together: a shard, or a range of a large one."""
-BUILD: Final = (__version__, str(torch.__version__))
+BUILD: Final = (__version__, installed("numpy"), installed("torch"))
 WORKERS: Final = 128
 """How many workers an executor may have that does not say."""
 
@@ -85,14 +84,14 @@ class Range:
         starts: Where the payload of each tensor starts in these.
         parts: What to write.
         sync: Force it to disk.
-        build: The versions of this package and of torch that the job is planned with: others may give other bits.
+        build: The versions of this package, numpy and torch that the job is planned with: others may give other bits.
     """
 
     targets: tuple[tuple[str, int], ...]
     starts: Mapping[str, int]
     parts: tuple[Copied | Computed, ...]
     sync: bool
-    build: tuple[str, str] = BUILD
+    build: tuple[str, str, str] = BUILD
 
     def __repr__(self) -> str:
         return f"{len(self.parts)} parts of {Path(self.targets[0][0]).name}"
@@ -102,8 +101,8 @@ class Range:
         if self.build != BUILD:
             raise ConfigError(
                 "executor — a worker has other software",
-                expected=f"wiseft_core {self.build[0]} with torch {self.build[1]}, as where the job was started",
-                got=f"wiseft_core {BUILD[0]} with torch {BUILD[1]}",
+                expected="wiseft_core {} with numpy {} and torch {}, as where the job was started".format(*self.build),
+                got="wiseft_core {} with numpy {} and torch {}".format(*BUILD),
                 hint="install the same versions for every worker: then the bits are the same too",
             )
         done, once = Counter(None, 0), dict[str, Once]()

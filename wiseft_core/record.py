@@ -10,11 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
-from torch import Tensor
 
-from wiseft_core import dtypes
 from wiseft_core.errors import ConfigError, listed
 from wiseft_core.schedules import canonical
 from wiseft_core.sources import CONFIG_FILE, WEIGHTS_FILE, Adapter, Source
@@ -34,6 +33,9 @@ from wiseft_core.store.manifest import (
 from wiseft_core.store.writer import digest_file
 from wiseft_core.types import Alpha
 from wiseft_core.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def manifest_of(
@@ -73,7 +75,7 @@ def manifest_of(
         inputs=[*_inputs("base", bound.base, files), *(entry for _, entries in parts for entry in entries)],
         outputs=entries,
         policy={
-            "compute_dtype": dtypes.dtype_name(bound.compute),
+            "compute_dtype": bound.compute,
             "output_dtype": bound.output_dtype or "base",
             "overflow": bound.overflow,
             "extrapolate": view.extrapolate,

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from wiseft_core import dtypes, numerics
 from wiseft_core.blending import Term
-from wiseft_core.bound import Bound, Prepared, places, same_bytes, spans_of
+from wiseft_core.bound import Bound, Prepared, places, spans_of
+from wiseft_core.checking import check_values, same_bytes
 from wiseft_core.config import AdapterConfig
 from wiseft_core.cutting import extended, shifted, whole
 from wiseft_core.errors import ConfigError, NotFinite, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, Factors, Family
 from wiseft_core.implied import forms_of, implied_base
 from wiseft_core.interpolation import bound_of
+from wiseft_core.kits import Values
 from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import matrix_shape
 from wiseft_core.made import Made
@@ -110,7 +112,7 @@ def rescale(
         [tuned],
         base_config=base_config,
         overflow="error",
-        compute_dtype=torch.float64,
+        compute_dtype="float64",
         output_dtype=output_dtype,
         device=None,
         families=families,
@@ -133,7 +135,7 @@ def rescaled_tensors(view: StateDict) -> dict[str, Tensor]:
     """
     bound, uses = view.bound, _uses(view)
     WiseftError.raise_all([problem for use in uses.values() for problem in _open_use(bound, use)])
-    bound.check_values([False])
+    check_values(bound, [False])
     changed: dict[str, Tensor] = {}
     with torch.no_grad():
         for use in uses.values():
@@ -239,7 +241,7 @@ def _factors(bound: Bound, use: _Use) -> dict[str, Tensor]:
             for role, value in values.items()
         }
 
-    def total(changed: Factors) -> Tensor:
+    def total(changed: Factors) -> Values:
         """The whole weight's measure with some factors changed."""
         wide = {role: numerics.widen(value, numbers.compute) for role, value in stored(changed).items()}
         with_them = replace(step, factors={**step.factors, **wide})

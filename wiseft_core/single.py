@@ -17,12 +17,14 @@ from wiseft_core.blending import Term, tile_values
 from wiseft_core.errors import ConfigError, ShapeMismatch, listed
 from wiseft_core.families import FAMILIES, Family, Hyper, Options
 from wiseft_core.interpolation import check_numbers
+from wiseft_core.kits import Numbers
 from wiseft_core.layouts import LAYOUTS, Layout, Shape
 from wiseft_core.methods import Fit, fits, with_roles
 from wiseft_core.schedules import check_alpha
 from wiseft_core.sources import Memory
 from wiseft_core.spans import Span
-from wiseft_core.tiles import Numbers, Step, factor_matrix, grid, measured
+from wiseft_core.tiles import Step, factor_matrix, grid, measured
+from wiseft_core.types import parse_dtype
 
 T = TypeVar("T")
 
@@ -39,7 +41,7 @@ def interpolate_tensor(
     parameter: str = "weight",
     extrapolate: bool = False,
     overflow: str = "error",
-    compute_dtype: torch.dtype = torch.float64,
+    compute_dtype: torch.dtype | str = "float64",
     output_dtype: torch.dtype | str | None = None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Tensor:
@@ -63,7 +65,7 @@ def interpolate_tensor(
         parameter: Which of the family's parameters this is.
         extrapolate: Allow alpha outside [0, 1].
         overflow: "error" or "saturate".
-        compute_dtype: torch.float64, or torch.float32 for speed.
+        compute_dtype: "float64", or "float32" for speed.
         output_dtype: Dtype of the result; None: that of the weight.
         families: The methods to know.
     Raises:
@@ -72,7 +74,7 @@ def interpolate_tensor(
     Source: Wortsman et al. 2022, arXiv:2109.01903, and the family's own.
     """
     coefficient = check_alpha(alpha, "alpha", extrapolate=extrapolate)
-    check_numbers(compute_dtype, overflow)
+    compute = dtypes.TORCH_DTYPES[check_numbers(compute_dtype, overflow)]
     record = _known(families, family, "family")
     if "*" not in record.parameters:
         _known(record.parameters, parameter, "parameter")
@@ -81,9 +83,9 @@ def interpolate_tensor(
     stored, place = dtypes.as_tensor(weight, "weight"), _known(LAYOUTS, layout, "layout")
     shape = tuple(stored.shape)
     _, change, _, sizes = _fit(record, parameter, place, tensors, shape, said)
-    asked = dtypes.parse_dtype(output_dtype)
+    asked = parse_dtype(output_dtype)
     output = stored.dtype if asked is None else dtypes.TORCH_DTYPES[asked]
-    numbers = Numbers(compute_dtype, output, overflow, stored.device)
+    numbers = Numbers(compute, output, overflow, stored.device)
     with torch.no_grad():
         memory = Memory({"weight": stored, **{f"factor {role}": tensor for role, tensor in tensors.items()}})
         whole = {role: axes for role, axes in change.factors.items() if axes != "out in"}

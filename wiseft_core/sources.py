@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import CheckpointError, DtypeMismatch, Unsupported, listed
@@ -19,6 +19,7 @@ from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.respelling import respelled
 from wiseft_core.store import hub
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
+from wiseft_core.store.excerpt import Excerpt
 from wiseft_core.store.files import read_file
 from wiseft_core.store.pipelines import PIPELINE_FILE
 from wiseft_core.store.strict_json import load_json
@@ -43,6 +44,29 @@ class Source(Protocol):
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of the flattened tensor, as one axis, not to be written to."""
+
+
+class Arrays:
+    """A source on disk whose elements come as numpy's arrays, of `arrays.CARRIERS`: torch is not needed to read it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.specs = source, source.specs
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The whole tensor, as torch has it."""
+        return self._source.get_tensor(name)
+
+    def read(self, name: str, start: int, stop: int) -> Any:
+        """Elements [start, stop) of the flattened tensor."""
+        from wiseft_core.arrays import CARRIERS
+
+        source: Any = self._source
+        return source.read_bytes(name, start, stop).view(CARRIERS[self.specs[name].dtype])
+
+
+def has_bytes(source: Source) -> bool:
+    """Whether a source is on disk, so that it can be read without torch."""
+    return isinstance(source, Checkpoint | Excerpt)
 
 
 class Memory:

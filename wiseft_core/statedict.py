@@ -6,13 +6,9 @@ Joint floor. Nothing is computed before a tensor is asked for, and nothing that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
-import torch
-from torch import Tensor
-
-from wiseft_core import dtypes
 from wiseft_core.blending import Share
 from wiseft_core.bound import Bound
 from wiseft_core.errors import BadAlpha, ConfigError, WiseftError, of_adapter
@@ -21,8 +17,11 @@ from wiseft_core.schedules import resolve
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.types import Alpha, TensorSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class StateDict(Mapping[str, Tensor]):
+
+class StateDict(Mapping[str, "Tensor"]):
     """Interpolated weights by name, in the base's on-disk order, new tensors last.
 
     An untouched name is the base's own storage, memory-mapped if the base was opened from a path; a touched one is
@@ -192,11 +191,16 @@ class StateDict(Mapping[str, Tensor]):
 
     def _place(self, spec: TensorSpec, name: str) -> Tensor:
         """An empty result on the device where this tensor is computed."""
-        device = self._bound.device_of(name)
-        return torch.empty(spec.shape, dtype=dtypes.TORCH_DTYPES[spec.dtype], device=device)
+        import torch
+
+        from wiseft_core.dtypes import TORCH_DTYPES
+
+        return torch.empty(spec.shape, dtype=TORCH_DTYPES[spec.dtype], device=self._bound.device_of(name))
 
     def _fill(self, name: str, result: Tensor, start: int, stop: int) -> None:
         """Put elements [start, stop) of a tensor into `result`, tile by tile."""
+        import torch
+
         with torch.no_grad():
             prepared, flat = self._bound.prepare(name, [self.share(name)]), result.view(-1)
             reached = start
@@ -241,6 +245,8 @@ class Slice:
 
 def _checked(out: Tensor, spec: TensorSpec, name: str) -> Tensor:
     """`out` if the result fits it."""
+    from wiseft_core import dtypes
+
     if tuple(out.shape) != spec.shape or dtypes.TORCH_DTYPES[spec.dtype] != out.dtype or not out.is_contiguous():
         raise ConfigError(
             f"{name} — `out` does not fit",

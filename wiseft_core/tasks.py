@@ -13,13 +13,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from wiseft_core.blending import Share
 from wiseft_core.bound import Bound, Prepared
-from wiseft_core.dtypes import raw_bytes
 from wiseft_core.executors import Task, run
+from wiseft_core.kits import Values
 from wiseft_core.sources import Source
 from wiseft_core.spans import Span
 from wiseft_core.statedict import StateDict
@@ -159,11 +158,10 @@ class Computed:
     def write(self, writers: Sequence[Writer], done: Counter, once: Callable[[], Prepared]) -> None:
         """Compute each tile and write it where it belongs."""
         prepared = once()
-        with torch.no_grad():
-            for tile in self.tiles:
-                for output, value in zip(self.outputs, prepared.values(tile), strict=True):
-                    writers[output].write(self.name, tile.start * self.item, _bytes(value))
-                    done.add((tile.stop - tile.start) * self.item)
+        for tile in self.tiles:
+            for output, value in zip(self.outputs, prepared.values(tile), strict=True):
+                writers[output].write(self.name, tile.start * self.item, _bytes(value))
+                done.add((tile.stop - tile.start) * self.item)
 
 
 def parts_of(views: Sequence[StateDict | Source], name: str, spec: TensorSpec) -> Iterator[Copied | Computed]:
@@ -215,9 +213,13 @@ def _tensor(targets: Sequence[Target], name: str, spec: TensorSpec, done: Counte
             yield partial(part.write, writers, done, once)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, in its own memory where that is possible."""
-    return raw_bytes(tensor).numpy().data
+def _bytes(values: Values) -> memoryview:
+    """The bytes of a tensor or array, in its own memory where that is possible."""
+    if isinstance(values, np.ndarray):
+        return values.view(np.uint8).data
+    from wiseft_core.dtypes import raw_bytes
+
+    return raw_bytes(values).numpy().data
 
 
 class _Last:
@@ -256,9 +258,10 @@ class Once:
 
     def __call__(self) -> Prepared:
         """The prepared tensor."""
-        with self._lock, torch.no_grad():
+        with self._lock:
             if self._prepared is None:
-                self._prepared = self._bound.prepare(self._name, self._shares)
+                in_arrays = self._bound.in_arrays(self._name)
+                self._prepared = self._bound.prepare(self._name, self._shares, in_arrays=in_arrays)
             return self._prepared
 
 

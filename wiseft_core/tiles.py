@@ -8,22 +8,19 @@ not depend on who asks for it, in what pieces, or on how many threads there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
-from wiseft_core import numerics
+from wiseft_core import kits
 from wiseft_core.errors import NotFinite
 from wiseft_core.families import Change, Hyper
+from wiseft_core.kits import Numbers, Values, kit
 from wiseft_core.layouts import Layout, matrix_shape
 
-TILE: Final = 1 << 18
+TILE: Final = 1 << 17
 """Elements of a tile: few enough for the processor's cache, many enough to make the calls cheap."""
-THIN: Final = 16
-"""The largest rank of a product that is summed onto the weight, once for each alpha."""
 
 
 class Tile(NamedTuple):
@@ -62,7 +59,7 @@ def grid(shape: tuple[int, ...], rows: Sequence[int] | None = None) -> Iterator[
 class Read(Protocol):
     """Gives elements [start, stop) of one flattened tensor, in its stored dtype."""
 
-    def __call__(self, start: int, stop: int) -> Tensor:
+    def __call__(self, start: int, stop: int) -> Values:
         """Elements [start, stop) as a tensor of one axis."""
 
 
@@ -84,32 +81,21 @@ class Step:
     change: Change
     layout: Layout
     hyper: Hyper
-    factors: Mapping[str, Tensor]
+    factors: Mapping[str, Values]
     streams: Mapping[str, Read]
-    total: Tensor | None = None
-    result: Tensor | None = None
+    total: Values | None = None
+    result: Values | None = None
     part: tuple[slice, slice] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """How numbers are treated: the dtypes of arithmetic and result, where it happens, and what overflow means."""
-
-    compute: torch.dtype
-    output: torch.dtype
-    overflow: str
-    device: torch.device
-
-
-def factor_matrix(stored: Tensor, axes: str, name: str, numbers: Numbers, *, integer: bool = False) -> Tensor:
+def factor_matrix(stored: Values, axes: str, name: str, numbers: Numbers, *, integer: bool = False) -> Values:
     """A whole factor with one axis per name in `axes`, widened; a value that is not finite is refused."""
-    if not numerics.is_all_finite(stored):
+    if not kit(stored).is_all_finite(stored):
         raise not_finite(name)
-    count = len(axes.split())
-    flat = stored if stored.dim() < count else stored.flatten(count - 1)
-    if count == 1:
-        flat = stored.flatten()
-    return numerics.widen(flat.to(numbers.device), torch.int64 if integer else numbers.compute)
+    count, shape = len(axes.split()), tuple(stored.shape)
+    if count == 1 or len(shape) >= count:
+        stored = stored.reshape(*shape[: count - 1], math.prod(shape[count - 1 :]))
+    return kits.widen(stored, numbers, integer=integer)
 
 
 def not_finite(name: str) -> NotFinite:
@@ -122,19 +108,19 @@ def not_finite(name: str) -> NotFinite:
     )
 
 
-def tuned_values(weight: Tensor, tile: Tile, steps: Sequence[Step], entry: int = 0) -> Tensor:
+def tuned_values(weight: Values, tile: Tile, steps: Sequence[Step], entry: int = 0) -> Values:
     """The tuned values of a tile, every step applied to the result of the one before."""
     for step in steps:
         weight = _apply(step, weight, tile, entry)
     return weight
 
 
-def _apply(step: Step, weight: Tensor, tile: Tile, entry: int) -> Tensor:
+def _apply(step: Step, weight: Values, tile: Tile, entry: int) -> Values:
     """One step on one tile, in the family's orientation and back again, contiguous."""
     if step.change.delta is not None:
-        return numerics.moved(weight, delta_values(step, weight, tile, entry), step.hyper.scale)
+        return kit(weight).moved(weight, delta_values(step, weight, tile, entry), step.hyper.scale)
     if step.result is not None:
-        return step.result[tile.start : tile.stop].view(weight.shape)
+        return step.result[tile.start : tile.stop].reshape(weight.shape)
     across = is_across(step)
     total = step.total
     if total is not None:
@@ -143,32 +129,17 @@ def _apply(step: Step, weight: Tensor, tile: Tile, entry: int) -> Tensor:
     if step.change.tuned is None:
         raise TypeError("a family's change sets neither `delta` nor `tuned`")
     tuned = step.change.tuned(matrix, factors, step.hyper, total)
-    return (tuned.T if across else tuned).contiguous()
+    return kits.contiguous(tuned.T if across else tuned)
 
 
-def delta_values(step: Step, weight: Tensor, tile: Tile, entry: int = 0) -> Tensor:
+def delta_values(step: Step, weight: Values, tile: Tile, entry: int = 0) -> Values:
     """D of a step on one tile, as it is stored, contiguous."""
     if step.change.delta is None:
         raise TypeError("a step without `delta` has no D")
     if step.result is not None:
-        return step.result[tile.start : tile.stop].view(weight.shape)
+        return step.result[tile.start : tile.stop].reshape(weight.shape)
     delta = step.change.delta(cut(step, tile, weight, entry), step.hyper)
-    return (delta.T if is_across(step) else delta).contiguous()
-
-
-def thin_product(step: Step, weight: Tensor, tile: Tile) -> tuple[Tensor, Tensor] | None:
-    """Two matrices whose product is D on one tile, as it is stored; None where it is none, or not of a small rank.
-
-    Whether to add them at once or to form D is a question of the rank alone, so that one alpha has the bits of many,
-    for which D is formed once: that is cheaper where the rank is large.
-    """
-    if step.change.product is None:
-        return None
-    parts = cut(step, tile, weight)
-    left, right = (parts[role] for role in step.change.product)
-    if len(right) > THIN:
-        return None
-    return (right.T, left.T) if is_across(step) else (left, right)
+    return kits.contiguous(delta.T if is_across(step) else delta)
 
 
 def is_across(step: Step) -> bool:
@@ -176,7 +147,7 @@ def is_across(step: Step) -> bool:
     return step.layout.rows == "in"
 
 
-def cut(step: Step, tile: Tile, weight: Tensor, entry: int = 0) -> dict[str, Tensor]:
+def cut(step: Step, tile: Tile, weight: Values, entry: int = 0) -> dict[str, Values]:
     """The parts of the factors that belong to a tile; `entry` is its place along the `row` axis."""
     rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
     across = is_across(step)
@@ -190,10 +161,10 @@ def cut(step: Step, tile: Tile, weight: Tensor, entry: int = 0) -> dict[str, Ten
         for role, tensor in step.factors.items()
     }
     for role, read in step.streams.items():
-        stored = read(tile.start, tile.stop).to(weight.device)
-        if not numerics.is_all_finite(stored):
+        stored = read(tile.start, tile.stop)
+        if not kit(stored).is_all_finite(stored):
             raise not_finite(f"the trained tensor, elements {tile.start} to {tile.stop},")
-        value = numerics.widen(stored, weight.dtype).view(weight.shape)
+        value = kits.widen_like(stored, weight).reshape(weight.shape)
         parts[role] = value.T if across else value
     return parts
 
@@ -228,13 +199,13 @@ def measured(
     return tuple(done)
 
 
-def _result_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
+def _result_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Values:
     """What a step that needs the whole matrix makes of it, flat in stored order; one weight is in memory, not more."""
     height, width = matrix_shape(shape)
     if step.part is not None:
         sizes = step.hyper.sizes["out"], step.hyper.sizes["in"]
         height, width = sizes[::-1] if is_across(step) else sizes
-    weight = torch.empty((height, width), dtype=numbers.compute, device=numbers.device)
+    weight = kits.zeros((height, width), numbers)
     if step.change.tuned is not None:
         for tile in grid(shape):
             weight[tile.top : tile.bottom, tile.left : tile.right] = _leave(tile, before, read, numbers)
@@ -244,21 +215,21 @@ def _result_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read:
         if step.part is not None:
             delta = delta[step.part[::-1] if is_across(step) else step.part]
         return delta.reshape(-1)
-    return _apply(step, weight, whole, 0).view(-1)
+    return _apply(step, weight, whole, 0).reshape(-1)
 
 
-def _leave(tile: Tile, before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
+def _leave(tile: Tile, before: Sequence[Step], read: Read, numbers: Numbers) -> Values:
     """A tile of the tensor as the steps before leave it."""
-    stored = read(tile.start, tile.stop).to(numbers.device)
-    weight = numerics.widen(stored, numbers.compute).view(tile.bottom - tile.top, tile.right - tile.left)
+    flat = kits.widen(read(tile.start, tile.stop), numbers)
+    weight = flat.reshape(tile.bottom - tile.top, tile.right - tile.left)
     return tuned_values(weight, tile, before)
 
 
-def total_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Tensor:
+def total_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Values:
     """What a step measures over whole rows, on the tensor as the steps before it leave it; one value per `out`."""
     height, width = matrix_shape(shape)
     across = is_across(step)
-    total = torch.zeros(width if across else height, dtype=numbers.compute, device=numbers.device)
+    total = kits.zeros((width if across else height,), numbers)
     for tile in grid(shape):
         weight = _leave(tile, before, read, numbers)
         if step.change.measure is None:

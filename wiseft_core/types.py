@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from wiseft_core.errors import ConfigError, show
+
 Schedule = Callable[[str], float]
 """A WiSE-FT coefficient as a function of the tensor's name."""
 
@@ -27,8 +29,21 @@ BITS: Final[Mapping[str, int]] = {
 """Bits per element of every dtype that safetensors 0.8 can store, by the format's own names and in its own order of
 layout (descending width, BOOL last). Those not in `FLOATS` are copied, never computed with."""
 
-FLOATS: Final = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+TORCH_NAMES: Final[Mapping[str, str]] = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+"""torch's names, which config files have too, of the dtypes that interpolation reads and writes."""
+
+FLOATS: Final = tuple(TORCH_NAMES)
 """The dtypes that interpolation reads and writes."""
+
+_SPELLINGS: Final[Mapping[str, str]] = {
+    "double": "F64", "fp64": "F64", "float": "F32", "fp32": "F32", "half": "F16", "fp16": "F16",
+    "float8_e4m3": "F8_E4M3", "f8_e4m3fn": "F8_E4M3", "fp8_e4m3": "F8_E4M3", "fp8_e4m3fn": "F8_E4M3",
+    "fp8_e5m2": "F8_E5M2", **{name.lower(): name for name in FLOATS},
+    **{spelled: name for name, spelled in TORCH_NAMES.items()},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +70,19 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
+
+
+def parse_dtype(text: object) -> str | None:
+    """safetensors' name for a float dtype as a user spells it: "bf16", "half", "float32", torch.bfloat16; None stays.
+
+    Raises:
+        ConfigError: Not a dtype that interpolation reads and writes.
+    """
+    if text is None:
+        return None
+    spelled = str(text).strip().lower().removeprefix("torch.").replace("-", "_")
+    if spelled in _SPELLINGS:
+        return _SPELLINGS[spelled]
+    expected = f"one of {', '.join(FLOATS)}, or a usual spelling such as bf16, fp16, float32"
+    hint = "leave the dtype out to keep each tensor's own"
+    raise ConfigError(f"{show(text)} is not a dtype to compute with", expected=expected, got=str(text), hint=hint)

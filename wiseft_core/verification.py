@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from wiseft_core import dtypes
 from wiseft_core.combination import combine
 from wiseft_core.comparison import MOST, compare, wanted
 from wiseft_core.config import AdapterConfig
@@ -136,7 +135,7 @@ def _again(
         raise TypeError("a model is made of a base")
     options |= {
         "overflow": str(policy.get("overflow", "error")),
-        "compute_dtype": dtypes.TORCH_DTYPES[str(policy.get("compute_dtype", "F64"))],
+        "compute_dtype": str(policy.get("compute_dtype", "F64")),
         "tied": str(policy.get("tied", "untie")),
     }
     if isinstance(manifest.alpha, str | Mapping) and len(adapters) == 1:

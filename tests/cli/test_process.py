@@ -45,9 +45,17 @@ def test_the_shell_completes_without_torch():
         assert done.stdout.split() == [wanted, "False"], done.stderr
 
 
-def test_the_import_check_can_fail(model):
-    """The meta-test: a verb that computes is seen to import torch."""
+def test_a_low_rank_adapter_is_computed_without_torch(model):
+    """Files in, files out: numpy does it all, and torch, which takes as long as a small job, is not imported."""
     code = f"import sys; from wiseft_core.cli import main; code = main({model.args('--quiet')!r})"
+    done = python("-c", f"{code}; print(code, 'torch' in sys.modules)")
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+
+
+def test_the_import_check_can_fail(model):
+    """The meta-test: a verb that computes in float32 is seen to import torch."""
+    args = model.args("--quiet", "--compute-dtype", "fp32")
+    code = f"import sys; from wiseft_core.cli import main; code = main({args!r})"
     done = python("-c", f"{code}; print(code, 'torch' in sys.modules)")
     assert done.stdout.splitlines()[-1] == "0 True", done.stderr
 
@@ -71,7 +79,8 @@ def test_in_process_calls_leave_torch_alone(model):
 
 def test_the_command_alone_uses_one_torch_thread(model):
     """In a process of its own the command tells torch to use one thread."""
-    code = f"import sys; sys.argv[1:] = {model.args('--quiet')!r}; import torch; torch.set_num_threads(2)"
+    args = model.args("--quiet", "--compute-dtype", "fp32")
+    code = f"import sys; sys.argv[1:] = {args!r}; import torch; torch.set_num_threads(2)"
     done = python("-c", f"{code}; from wiseft_core.cli import main; print(main(), torch.get_num_threads())")
     assert done.stdout.split() == ["0", "1"], done.stderr
 

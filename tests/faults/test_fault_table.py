@@ -181,7 +181,9 @@ def test_no_tile_is_computed_on_a_full_disk(place, capsys):
     for number in (1, 2, 3):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bound.Prepared, "values", lambda self, tile: count.append(1) or values(self, tile))
-            patch.setattr(bound.Bound, "prepare", lambda self, *given: count.append(1) or prepare(self, *given))
+            patch.setattr(
+                bound.Bound, "prepare", lambda self, *given, **how: count.append(1) or prepare(self, *given, **how)
+            )
             break_call(patch, "posix_fallocate", 0, number, errno.ENOSPC, lambda value: True)
             result = run(capsys, place)
         if number < 3:  # there are two shards

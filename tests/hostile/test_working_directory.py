@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,7 @@ def test_a_whole_run_touches_no_network(tmp_path):
     scene.configure(base_model_name_or_path="https://example.invalid/model", revision="main")
     args = ["interpolate", str(scene.base), str(scene.adapter), str(tmp_path / "out"), "--alpha=0.5", "--quiet"]
 
-    done = run([sys.executable, "-c", OFFLINE.format(args=args)], tmp_path)
-
-    assert done.stdout.split() == ["0", "True"], done.stderr
+    for more, torch_too in (([], "False"), (["--compute-dtype=fp32", "--output-dtype=fp32"], "True")):
+        done = run([sys.executable, "-c", OFFLINE.format(args=args + more)], tmp_path)
+        shutil.rmtree(tmp_path / "out")
+        assert done.stdout.split() == ["0", torch_too], done.stderr

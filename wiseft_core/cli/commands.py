@@ -18,12 +18,10 @@ from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.session import Session, hired
 from wiseft_core.store.hub import found
-from wiseft_core.types import Alpha
+from wiseft_core.types import Alpha, parse_dtype
 from wiseft_core.version import __version__
 
 if TYPE_CHECKING:
-    import torch
-
     from wiseft_core.statedict import StateDict
     from wiseft_core.store.checkpoint import Checkpoint
 
@@ -80,15 +78,13 @@ def interpolate(
     """Write the interpolated weights to OUT."""
     given = alpha_of(context, alpha, alpha_for, schedule)
 
-    from wiseft_core.planning import plan as plan_of
-
-    chosen = flags.Chosen(weights, component, variant)
-    source, tuned = checkpoint(base, chosen), named(adapter, adapter_name)
-    plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
     session_of(context).settle()
     from wiseft_core.interpolation import interpolate as view_of
 
+    chosen = flags.Chosen(weights, component, variant)
+    source, tuned = checkpoint(base, chosen), named(adapter, adapter_name)
     view = view_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
+    session_of(context).settle_for(view)
     written = write_as(max_shard_size, copy_code, threads, memory, executor, no_sync, resume, max_output)
     return write(view, out, written, reports.verify_command(out, base, [tuned], chosen), as_json=as_json, quiet=quiet)
 
@@ -114,8 +110,6 @@ def plan(
 
     dtype = None
     if output_dtype is not None:
-        from wiseft_core.dtypes import parse_dtype  # torch comes with dtypes, not with headers
-
         dtype = parse_dtype(output_dtype)
     tuned, chosen = named(adapter, adapter_name), flags.Chosen(weights, component, variant)
     seen = plan_of(checkpoint(base, chosen), tuned, tied=tied, output_dtype=dtype)
@@ -167,7 +161,7 @@ def verify(
 
     Against its manifest; with base and adapter, every tensor is computed again and compared.
     """
-    session_of(context).settle()
+    session_of(context).settle_torch()
     from wiseft_core.verification import verify as check
 
     source = None if base is None else checkpoint(base, flags.Chosen(weights, component, variant))
@@ -191,7 +185,7 @@ def demo(
 
     It gets a LoRA and a DoRA, is interpolated at 0, 0.5 and 1, and what is promised is checked.
     """
-    session_of(context).settle()
+    session_of(context).settle_torch()
     from wiseft_core.cli.demo import run_demo
 
     shown = run_demo(out, quiet=quiet)
@@ -206,7 +200,7 @@ def numbers(
     extrapolate: bool, overflow: str, compute_dtype: str, output_dtype: str | None, device: str | None, tied: str
 ) -> dict[str, Any]:
     """The options that say how numbers are treated, as the verbs of the package take them."""
-    treated = {"extrapolate": extrapolate, "overflow": overflow, "compute_dtype": torch_dtype(compute_dtype)}
+    treated = {"extrapolate": extrapolate, "overflow": overflow, "compute_dtype": compute_dtype}
     return {**treated, "output_dtype": output_dtype, "device": device, "tied": tied}
 
 
@@ -267,10 +261,3 @@ def checkpoint(base: Path, chosen: flags.Chosen) -> Checkpoint:
     from wiseft_core.store.checkpoint import open_checkpoint
 
     return open_checkpoint(base, **chosen._asdict())
-
-
-def torch_dtype(text: str) -> torch.dtype:
-    """A dtype as the user spells it."""
-    from wiseft_core.dtypes import TORCH_DTYPES, parse_dtype
-
-    return TORCH_DTYPES[parse_dtype(text) or "F64"]

@@ -72,15 +72,13 @@ def sweep(
     asked = parse_metrics(metric or [])
     source, tuned = checkpoint(base, flags.Chosen(weights, component, variant)), named(adapter, adapter_name)
 
-    from wiseft_core.planning import plan as plan_of
-
-    plan_of(source, tuned, tied=tied)  # headers and configs are refused before torch is imported
     session_of(context).settle()
     from wiseft_core.interpolation import sweep as views_of
     from wiseft_core.sweeping import save_sweep
 
     given = [combined(number, alpha_for or [], schedule) for number in alphas]
     views = views_of(source, tuned, given, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
+    session_of(context).settle_for(views[0])
     written = write_as(max_shard_size, copy_code, threads, memory, executor, no_sync, resume, max_output)
     begun = time.perf_counter()
     with hired(executor) as pool, progress(f"writing {out.name}", quiet=quiet) as told:
@@ -144,7 +142,7 @@ def combine(
     source = checkpoint(base, chosen)
     if as_adapter is not None or rank is not None:
         _check_join(context, as_adapter)
-        session_of(context).settle()
+        session_of(context).settle_torch()
         return _join(
             source, pairs, out, str(as_adapter), rank, extrapolate, sync=not no_sync, as_json=as_json, quiet=quiet
         )
@@ -153,6 +151,7 @@ def combine(
     from wiseft_core.combination import combine as view_of
 
     view = view_of(source, pairs, **numbers(extrapolate, overflow, compute_dtype, output_dtype, device, tied))
+    session_of(context).settle_for(view)
     written = write_as(max_shard_size, copy_code, threads, memory, executor, no_sync, resume, max_output)
     next_step = reports.verify_command(out, base, [path for path, _ in pairs], chosen)
     return write(view, out, written, next_step, as_json=as_json, quiet=quiet)
@@ -179,7 +178,7 @@ def rescale(
     """Write an adapter to OUT that PEFT loads as the interpolated model."""
     given = alpha_of(context, alpha, alpha_for, schedule)
 
-    session_of(context).settle()
+    session_of(context).settle_torch()
     from wiseft_core.adapters import save_adapter
     from wiseft_core.rescaling import rescale as rescaled
 

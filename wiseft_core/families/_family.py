@@ -95,8 +95,7 @@ class Change(NamedTuple):
         integers: The roles whose values are integers.
         beside: The roles that are no factors of the adapter but parameters of the same module, as the base has them,
             each with the parameter's name. A change of a bias may need the weight.
-        product: The roles of two factors of which `delta` is the product, in its order, so that it may be summed onto
-            the weight as it is formed.
+        arrays: The functions take numpy's arrays as well as tensors.
         linear: A role in which `delta` is linear: alpha times that factor is the interpolated change.
         rescaled: `rescaled(factors, alpha, total)` gives factors in the place of some, of the same shapes, whose tuned
             value is W + alpha·(W_tuned - W). `total(changed)` is the sum of `measure` over the whole weight with the
@@ -117,7 +116,7 @@ class Change(NamedTuple):
     when: Callable[[Options], bool] | None = None
     integers: frozenset[str] = frozenset()
     beside: Mapping[str, str] = NOTHING
-    product: tuple[str, str] | None = None
+    arrays: bool = False
     linear: str | None = None
     rescaled: Callable[[Factors, float, Total], Factors] | None = None
     value: str | None = None

@@ -27,9 +27,10 @@ def measure(weight: Tensor, factors: Factors, hyper: Hyper) -> Tensor:
     Shapes:
         weight (out, in); A (rank, in); B (out, rank). Returns (out).
     """
-    from wiseft_core.numerics import added, square_sum  # torch comes with arithmetic, not with a plan
+    from wiseft_core.kits import kit  # numpy comes with arithmetic, not with a plan
 
-    return square_sum(added(weight, factors["B"], factors["A"], hyper.scale))
+    squares: Tensor = kit(weight).square_sum(_direction(weight, factors, hyper))
+    return squares
 
 
 def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) -> Tensor:
@@ -52,11 +53,12 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Closed: see `rescaled`.
     Source: Liu et al. 2024, arXiv:2402.09353, eq. 5. The norm has no epsilon, as in PEFT.
     """
-    from wiseft_core.numerics import added, square_sum  # torch comes with arithmetic, not with a plan
+    from wiseft_core.kits import kit  # numpy comes with arithmetic, not with a plan
 
-    direction = added(weight, factors["B"], factors["A"], hyper.scale)
-    norm = _norm(square_sum(direction) if total is None else total)
-    return direction.mul_((factors["magnitude"] / norm).unsqueeze(1))
+    direction = _direction(weight, factors, hyper)
+    norm = _norm(kit(weight).square_sum(direction) if total is None else total)
+    direction *= (factors["magnitude"] / norm)[:, None]
+    return direction
 
 
 def rescaled(factors: Factors, alpha: float, total: Total) -> Factors:
@@ -82,13 +84,22 @@ def rescaled(factors: Factors, alpha: float, total: Total) -> Factors:
             got="zero in some",
             hint="choose an alpha beside this one, or interpolate the whole model instead",
         )
-    scaled = factors["B"] if alpha == 1 else factors["B"] * (alpha * gain / share).unsqueeze(1)
+    scaled = factors["B"] if alpha == 1 else factors["B"] * (alpha * gain / share)[:, None]
     return {"B": scaled, "magnitude": share * _norm(total({"B": scaled}))}
+
+
+def _direction(weight: Tensor, factors: Factors, hyper: Hyper) -> Tensor:
+    """V = W + s·B·A."""
+    from wiseft_core.kits import kit
+
+    maths = kit(weight)
+    direction: Tensor = maths.moved(weight, maths.product(factors["B"], factors["A"]), hyper.scale)
+    return direction
 
 
 def _norm(total: Tensor) -> Tensor:
     """The norms of rows from their squares; a row that has no direction is refused."""
-    norm = total.sqrt()
+    norm = total**0.5
     if not bool(((norm > 0) & (norm < float("inf"))).all()):
         raise NotFinite(
             "a row of W + s·B·A has no direction",
@@ -106,6 +117,7 @@ DORA = Family(
             factors={"A": "rank in", "B": "out rank", "magnitude": "out"},
             tuned=tuned,
             measure=measure,
+            arrays=True,
             layouts=("linear", "transposed", "convolution", "embedding"),
             rescaled=rescaled,
         ),

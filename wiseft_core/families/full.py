@@ -32,6 +32,6 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
 
 FULL = Family(
     name="full",
-    parameters={"*": Change(factors={"value": "out in"}, tuned=tuned, layouts=("whole",), value="value")},
+    parameters={"*": Change(factors={"value": "out in"}, tuned=tuned, layouts=("whole",), arrays=True, value="value")},
     source="Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903, section 3",
 )

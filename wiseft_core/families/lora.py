@@ -32,9 +32,10 @@ def delta(factors: Factors, hyper: Hyper) -> Tensor:
     Closed: linear in B.
     Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; scale of rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
     """
-    from wiseft_core.numerics import product  # torch comes with arithmetic, not with a plan
+    from wiseft_core.kits import kit  # numpy comes with arithmetic, not with a plan
 
-    return product(factors["B"], factors["A"])
+    product: Tensor = kit(factors["B"]).product(factors["B"], factors["A"])
+    return product
 
 
 def delta_of_bias(factors: Factors, hyper: Hyper) -> Tensor:
@@ -48,7 +49,7 @@ def delta_of_bias(factors: Factors, hyper: Hyper) -> Tensor:
     Closed: linear in bias.
     Source: PEFT 0.21 `LoraConfig.lora_bias`: B(A(x)) has the bias, so it is scaled like the product.
     """
-    return factors["bias"].unsqueeze(1)
+    return factors["bias"][:, None]
 
 
 def scale(options: Options) -> float:
@@ -72,10 +73,10 @@ LORA = Family(
             factors={"A": "rank in", "B": "out rank"},
             delta=delta,
             layouts=("linear", "transposed", "convolution", "embedding"),
-            product=("B", "A"),
+            arrays=True,
             linear="B",
         ),
-        "bias": Change(factors={"bias": "out"}, delta=delta_of_bias, layouts=("whole",), linear="bias"),
+        "bias": Change(factors={"bias": "out"}, delta=delta_of_bias, layouts=("whole",), arrays=True, linear="bias"),
     },
     source="Hu et al. 2021, LoRA, arXiv:2106.09685, eq. 3; Kalajdzievski 2023, rsLoRA, arXiv:2312.03732",
     peft="LORA",

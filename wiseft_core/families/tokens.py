@@ -32,6 +32,8 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
 
 TOKENS = Family(
     name="tokens",
-    parameters={"weight": Change(factors={"rows": "row in"}, tuned=tuned, layouts=("whole",), value="rows")},
+    parameters={
+        "weight": Change(factors={"rows": "row in"}, tuned=tuned, layouts=("whole",), arrays=True, value="rows")
+    },
     source="PEFT 0.21, TrainableTokensLayer (trainable_token_indices, TRAINABLE_TOKENS)",
 )

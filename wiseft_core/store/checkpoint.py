@@ -18,11 +18,12 @@ from wiseft_core.store import hub
 from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.locate import Place, read_index
 from wiseft_core.store.pipelines import find
-from wiseft_core.store.reader import TensorFile
+from wiseft_core.store.reader import TensorFile, check_union
 from wiseft_core.store.strict_json import as_mapping, read_json
 from wiseft_core.types import BITS, TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
@@ -117,13 +118,25 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """
         import torch
 
-        spec, dtype = self.specs[name], self._dtype_of(name)
+        dtype = self._dtype_of(name)
+        payload = self.read_bytes(name, start, stop)
+        return torch.from_numpy(payload).view(dtype) if payload.size else torch.empty(0, dtype=dtype, device="cpu")
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """The bytes of elements `start` to `stop`, as `read` has them, without torch.
+
+        Raises:
+            IndexError, CheckpointError, Fault: As for `read`.
+        """
+        import numpy as np
+
+        spec = self.specs[name]
         first, last = start * BITS[spec.dtype], stop * BITS[spec.dtype]
         if not 0 <= start <= stop <= spec.numel or first % 8 or last % 8:
             raise IndexError(f"elements {start} to {stop} of {name!r}, which is {spec}")
-        payload = torch.empty((last - first) // 8, dtype=torch.uint8, device="cpu")
-        self._homes[name].read_into(payload.numpy().data, name, first // 8)
-        return payload.view(dtype)
+        payload = np.empty((last - first) // 8, np.uint8)
+        self._homes[name].read_into(payload.data, name, first // 8)
+        return payload
 
     def check_unchanged(self) -> None:
         """Do nothing where every file is as it was when it was opened.
@@ -244,7 +257,7 @@ def open_checkpoint(
             if index is not None:
                 indexes[f"{part}/{place.file.name}" if part else place.file.name] = index.metadata
             found = [opened.enter_context(file) for file in _open_files(place, index and index.weight_map, files)]
-            _check_union(found, index and index.weight_map, place.file)
+            check_union(found, index and index.weight_map, place.file)
             for file in found if part else ():
                 file.join(part)
             shards += found
@@ -274,27 +287,3 @@ def _open_files(place: Place, weight_map: Mapping[str, str] | None, files: Files
     )
     for path in paths:
         yield TensorFile.open(path, files)
-
-
-def _check_union(shards: Sequence[TensorFile], weight_map: Mapping[str, str] | None, where: Path) -> None:
-    """Refuse a tensor in two files, and any difference between the headers and the index."""
-    if weight_map is None:
-        return
-    problems: list[CheckpointError] = []
-    homes: dict[str, str] = {}
-
-    def refuse(name: str, expected: str, got: str) -> None:
-        hint = "index and shards are of different versions: fetch them all again"
-        problems.append(CheckpointError(f"{where} — {name}", expected=expected, got=got, hint=hint))
-
-    for shard in shards:
-        for name in shard.header.specs:
-            listed_in = weight_map.get(name)
-            if name in homes:
-                refuse(name, "a tensor in one file", f"in {homes[name]} and in {shard.name}")
-            elif listed_in != shard.name:
-                refuse(name, f"in {listed_in}, says the index" if listed_in else "in the index", f"in {shard.name}")
-            homes[name] = shard.name
-    for name in (name for name in weight_map if name not in homes):
-        refuse(name, f"in {weight_map[name]}, says the index", "not in the header of that file, nor of another")
-    CheckpointError.raise_all(problems)

@@ -18,6 +18,7 @@ from wiseft_core.store.reader import Descriptor
 from wiseft_core.types import BITS, TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -83,11 +84,22 @@ class Excerpt:
 
         from wiseft_core.dtypes import TORCH_DTYPES
 
+        dtype, payload = TORCH_DTYPES[self.specs[name].dtype], self.read_bytes(name, start, stop)
+        return torch.from_numpy(payload).view(dtype) if payload.size else torch.empty(0, dtype=dtype, device="cpu")
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """The bytes of elements `start` to `stop`, without torch.
+
+        Raises:
+            InputChanged, CheckpointError, Fault: As for `read`.
+        """
+        import numpy as np
+
         bits, (descriptor, offset) = BITS[self.specs[name].dtype], self.place_of(name)
-        payload = torch.empty((stop - start) * bits // 8, dtype=torch.uint8, device="cpu")
+        payload = np.empty((stop - start) * bits // 8, np.uint8)
         path = self.files[self.places[name].file][0]
-        FILES.read_into(descriptor, payload.numpy().data, offset + start * bits // 8, path)
-        return payload.view(TORCH_DTYPES[self.specs[name].dtype])
+        FILES.read_into(descriptor, payload.data, offset + start * bits // 8, path)
+        return payload
 
     def _descriptor(self, number: int) -> int:
         """A descriptor on a file, opened once, that is known to be the one that was meant."""

@@ -7,10 +7,11 @@ descriptor that the header was read from is the one that everything else is read
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from wiseft_core.errors import InputChanged
+from wiseft_core.errors import CheckpointError, InputChanged
 from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.header import HEADER_LIMIT, LENGTH, Header, header_length, parse_header
 from wiseft_core.types import TensorSpec
@@ -127,3 +128,27 @@ class TensorFile:
 
     def __repr__(self) -> str:
         return f"TensorFile({str(self.path)!r}, {len(self.header.specs)} tensors, {self.header.payload} bytes)"
+
+
+def check_union(shards: Sequence[TensorFile], weight_map: Mapping[str, str] | None, where: Path) -> None:
+    """Refuse a tensor in two files, and any difference between the headers and the index."""
+    if weight_map is None:
+        return
+    problems: list[CheckpointError] = []
+    homes: dict[str, str] = {}
+
+    def refuse(name: str, expected: str, got: str) -> None:
+        hint = "index and shards are of different versions: fetch them all again"
+        problems.append(CheckpointError(f"{where} — {name}", expected=expected, got=got, hint=hint))
+
+    for shard in shards:
+        for name in shard.header.specs:
+            listed_in = weight_map.get(name)
+            if name in homes:
+                refuse(name, "a tensor in one file", f"in {homes[name]} and in {shard.name}")
+            elif listed_in != shard.name:
+                refuse(name, f"in {listed_in}, says the index" if listed_in else "in the index", f"in {shard.name}")
+            homes[name] = shard.name
+    for name in (name for name in weight_map if name not in homes):
+        refuse(name, f"in {weight_map[name]}, says the index", "not in the header of that file, nor of another")
+    CheckpointError.raise_all(problems)

@@ -12,6 +12,7 @@ from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.types import TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -43,3 +44,7 @@ class Renamed(Checkpoint):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements `start` to `stop` of the flattened tensor."""
         return self.original.read(self.names[name], start, stop)
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """The bytes of elements `start` to `stop`."""
+        return self.original.read_bytes(self.names[name], start, stop)

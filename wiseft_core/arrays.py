@@ -1,0 +1,257 @@
+"""Exact arithmetic on numpy arrays: what most adapters need, without torch, whose import lasts as long as a small job.
+
+Ground floor: numpy and nothing else of the package. `numerics` computes on the processor by these functions too, so
+that a tensor and an array get the same bits. All of it is float64. No global state is touched; the products are cut so
+small that BLAS, whatever its settings, computes each in the calling thread.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+CARRIERS: Final[Mapping[str, Any]] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+"""numpy's dtype for values as they are stored, by safetensors' name; numpy has no bfloat16, so these are its bits."""
+
+_BITS: Final = {2: np.int16, 4: np.int32, 8: np.int64}
+_ODD: Final = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+_CHUNK: Final = 128
+_BLOCK: Final = 1024
+_ALONE: Final = 2**18
+"""Multiplications up to which OpenBLAS, Accelerate and MKL compute a product in the calling thread."""
+_FEW: Final = 16
+_HALF: Final = -(2**15)
+_LOW_38: Final = 2**38 - 1
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread flushes subnormal numbers to zero, which makes correct rounding impossible.
+
+    It is computed, not asked: the mode is the processor's, and any library may set it.
+    """
+    least, half = sys.float_info.min, 0.5
+    return (least * half) * 2.0 != least
+
+
+def widen(stored: Array) -> Array:
+    """An owned copy of stored values in float64, exact."""
+    if stored.dtype == np.uint16:
+        stored = np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a NaN that signals is what it is
+        return stored.astype(np.float64)
+
+
+def product(left: Array, right: Array) -> Array:
+    """left @ right, its bits a function of the operands' values alone.
+
+    It is summed alone, in chunks of 128 along `rank`. BLAS gives the edges of a matrix to kernels that shape and thread
+    count choose: so the edges are padding. With 16-bit factors the product is exact.
+
+    Shapes:
+        left (out, rank); right (rank, in). Returns (out, in), contiguous but for what was padded.
+    """
+    (out, rank), width = left.shape, right.shape[1]
+    if 0 in (out, rank, width):
+        return np.zeros((out, width))
+    left, right = _padded(left, -out % 8, 0), _padded(right, 0, -width % 16)
+    total = _chunk(left[:, :_CHUNK], right[:_CHUNK])
+    for start in range(_CHUNK, rank, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        total += _chunk(left[:, part], right[part])
+    return total[:out, :width]
+
+
+def _chunk(left: Array, right: Array) -> Array:
+    """One product of padded matrices, in blocks that BLAS computes one after the other, in this thread."""
+    (out, rank), width = left.shape, right.shape[1]
+    rows = math.gcd(out, 64)
+    columns = next(size for size in _divisors(width) if size == 16 or rows * size * rank <= _ALONE)
+    total = np.empty((out, width))
+    np.matmul(
+        np.ascontiguousarray(left).reshape(out // rows, 1, rows, rank),
+        np.ascontiguousarray(right).reshape(rank, -1, columns).swapaxes(0, 1),
+        out=total.reshape(out // rows, rows, -1, columns).swapaxes(1, 2),
+    )
+    return total
+
+
+def _divisors(width: int) -> list[int]:
+    """Multiples of 16 that divide a multiple of 16, largest first; none larger than 1024 but the width itself is."""
+    parts = width // 16
+    return [16 * size for size in range(min(parts, 64), 0, -1) if parts % size == 0]
+
+
+def moved(base: Array, delta: Array, c: float) -> Array:
+    """base + c · delta: scaled, then added, never in one fused step; neither is modified."""
+    if c == 1:
+        return base + delta
+    total = delta * c
+    total += base
+    return total
+
+
+def ordered_sum(parts: Sequence[Array]) -> Array:
+    """The sum of `parts`, the same bits in whatever order they come: each element's terms are added by size."""
+    ordered = list(np.sort(np.stack(parts), axis=0)) if len(parts) > 2 else parts
+    total: Array = reduce(np.add, ordered)
+    return total
+
+
+def square_sum(weight: Array) -> Array:
+    """Sum of squares of each row: blocks of 1024 columns, then the blocks from left to right.
+
+    Shapes:
+        weight (rows, cols), any strides; not modified. Returns (rows,).
+    Exactness: the bits depend on the row alone, not on strides or the rows beside it.
+    """
+    rows, columns = weight.shape
+    if weight.size == 0:
+        return np.zeros(rows)
+    even, whole = np.ascontiguousarray(weight), columns - columns % _BLOCK
+    blocks = even[:, :whole].reshape(rows, -1, _BLOCK)
+    sums: Array = np.einsum("rbc,rbc->rb", blocks, blocks)
+    if whole < columns:
+        rest = np.ascontiguousarray(even[:, whole:])
+        sums = np.concatenate([sums, np.einsum("rc,rc->r", rest, rest)[:, None]], axis=1)
+    total: Array = sums.cumsum(axis=1)[:, -1]
+    return total
+
+
+def mix(base: Array, tuned: Array, alpha: float) -> Array:
+    """base + alpha · (tuned - base), as `numerics.mix` has it; None of the two is modified."""
+    if alpha in (0, 1):
+        return tuned if alpha else base
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = tuned - base
+        if math.isfinite(difference.sum()):
+            difference *= alpha
+            difference += base
+            return difference
+        apart = tuned * alpha + base * (1 - alpha)
+        return np.where(np.isinf(difference), apart, difference * alpha + base)
+
+
+def name_of(stored: Array) -> str:
+    """safetensors' name of the dtype that an array of `CARRIERS` holds."""
+    return next(name for name, carrier in CARRIERS.items() if carrier == stored.dtype)
+
+
+def is_all_finite(values: Array) -> bool:
+    """Whether no stored value is inf or NaN."""
+    return values.size == 0 or _is_plain(values)
+
+
+def _is_plain(stored: Array) -> bool:
+    """`is_all_finite` by the bits: as integers these lie beyond all finite numbers of their sign."""
+    signed = stored.view(_BITS[stored.itemsize])
+    unsigned = signed.view(f"u{stored.itemsize}")
+    odd, sign = _ODD[name_of(stored)], 1 << (8 * stored.itemsize - 1)
+    return int(signed.max()) < odd and int(unsigned.max()) < odd | sign
+
+
+def finished(values: Array, stored: Array, target: str) -> Array | None:
+    """Values rounded once where all are plain numbers; None where that takes `numerics.finish`.
+
+    Where the base is -0.0 and the value is zero, it stays -0.0.
+
+    Args:
+        values: What was computed, of one axis.
+        stored: The base's values that it was computed from.
+        target: The dtype to store.
+    """
+    if values.size == 0:
+        return np.empty(0, CARRIERS[target])
+    if not _is_plain(stored):
+        return None
+    rounded = round_once(values, target)
+    if not _is_plain(rounded):
+        return None
+    bits = stored.view(_BITS[stored.itemsize])
+    if int(bits.min()) == _least(stored):
+        rounded.view(_BITS[rounded.itemsize])[(bits == _least(stored)) & (values == 0)] = _least(rounded)
+    return rounded
+
+
+def _least(values: Array) -> int:
+    """The least integer of the width of these values, which is -0.0."""
+    return -(1 << (8 * values.itemsize - 1))
+
+
+def round_once(values: Array, dtype: str) -> Array:
+    """The nearest number of `dtype` to each of `values`, ties to even, by one rounding; beyond the largest it is inf.
+
+    Args:
+        values: float64, of one axis; not modified, but returned where that is the dtype.
+        dtype: One of `CARRIERS`.
+    """
+    if dtype == "BF16":
+        return to_bfloat16(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "F16":
+            values = to_odd(values.view(np.int64)).view(np.float64).astype(np.float32)
+        return values.astype(CARRIERS[dtype], copy=False)
+
+
+def to_odd(bits: Any) -> Any:
+    """float64, as int64, cut to 15 significant bits, the last one sticky: no number of a narrow dtype, nor a midpoint.
+
+    So casts through float32 that follow cannot be misled. Boldo & Melquiond 2008, "Emulation of FMA and correctly
+    rounded sums: proved algorithms using rounding to odd"; 38 bits suit all four narrow dtypes. For tensors as well.
+    """
+    odd = bits & _LOW_38
+    odd += _LOW_38
+    odd |= bits
+    odd &= ~_LOW_38
+    return odd
+
+
+def to_bfloat16(values: Array) -> Array:
+    """float64 to the bits of bfloat16, rounded once; NaN stays NaN.
+
+    Through float32, and up from the midpoint on; then repaired where the float32 lies on one. A midpoint's low half
+    word is 0x8000, the least int16. Random values have one in 65536, so those are repaired one by one; where there are
+    many, all are rounded again.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = values.astype(np.float32)
+    words, halves = single.view(np.uint32), single.view(np.int16)
+    rounded = np.empty(values.shape, np.uint16)
+    np.right_shift(words + np.uint32(0x8000), 16, out=rounded, casting="unsafe")
+    at = 0
+    for _ in range(_FEW):
+        if at == len(halves):
+            return _quieted(rounded, single)
+        at += int(halves[at:].argmin())
+        if halves[at] != _HALF:
+            return _quieted(rounded, single)
+        if at % 2 == 0:
+            element = at // 2
+            below = int(halves[at + 1]) & 0xFFFF
+            distance = abs(float(values[element])) - abs(float(single[element]))
+            rounded[element] = below + (distance > 0 or (distance == 0 and below & 1))
+        at += 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        words = to_odd(values.view(np.int64)).view(np.float64).astype(np.float32).view(np.uint32)
+    np.right_shift(words + (words >> 16 & 1) + np.uint32(0x7FFF), 16, out=rounded, casting="unsafe")
+    return _quieted(rounded, single)
+
+
+def _quieted(rounded: Array, single: Array) -> Array:
+    """What was rounded, with NaN where `single` has it: a carry may have made something else of it."""
+    if len(single) and math.isnan(single.max()):
+        odd = np.isnan(single)
+        rounded[odd] = single.view(np.uint32)[odd] >> 16 | 0x40
+    return rounded
+
+
+def _padded(matrix: Array, rows: int, columns: int) -> Array:
+    """`matrix` with so many more rows and columns of zeros."""
+    return np.pad(matrix, ((0, rows), (0, columns))) if rows or columns else matrix
