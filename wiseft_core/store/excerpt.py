@@ -62,10 +62,10 @@ class Excerpt:
         """What is open stays in the process that opened it."""
         return Excerpt, (self.specs, self.places, self.files)
 
-    def place_of(self, name: str) -> tuple[int, int]:
-        """The descriptor of the file that holds a tensor, and the tensor's first byte in it."""
+    def place_of(self, name: str) -> tuple[int, int, Path]:
+        """The descriptor of the file that holds a tensor, the tensor's first byte in it, and its path."""
         number, offset = self.places[name]
-        return self._descriptor(number), offset
+        return self._descriptor(number), offset, Path(self.files[number][0])
 
     def get_tensor(self, name: str) -> Tensor:
         """The whole tensor, in memory of its own."""
@@ -83,9 +83,8 @@ class Excerpt:
 
         from wiseft_core.dtypes import TORCH_DTYPES
 
-        bits, (descriptor, offset) = BITS[self.specs[name].dtype], self.place_of(name)
+        bits, (descriptor, offset, path) = BITS[self.specs[name].dtype], self.place_of(name)
         payload = torch.empty((stop - start) * bits // 8, dtype=torch.uint8, device="cpu")
-        path = self.files[self.places[name].file][0]
         FILES.read_into(descriptor, payload.numpy().data, offset + start * bits // 8, path)
         return payload.view(TORCH_DTYPES[self.specs[name].dtype])
 
