@@ -1,13 +1,13 @@
 """From a state dict to a checkpoint on disk: plan, tasks, publish.
 
-Verb floor, the only one that writes models. Untouched tensors are copied by the kernel, touched ones computed tile by
+Verb floor, the only one that writes models. Untouched tensors are copied as they are, touched ones computed tile by
 tile; the output appears under its name complete, or not at all.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -55,7 +55,7 @@ def save_checkpoint(
     """Write weights as a folder of safetensors files, complete or not at all.
 
     A view over a checkpoint keeps that checkpoint's shards, header bytes and the files beside them; where nothing
-    touches a tensor its bytes are copied by the kernel and never decoded. The manifest `wiseft.json` is the commit
+    touches a tensor its bytes are copied as they are and never decoded. The manifest `wiseft.json` is the commit
     record. Memory does not grow with the model.
 
     Args:
@@ -221,15 +221,15 @@ def run_tasks(
     cloned = [target.writer for target in every if target.writer.is_whole]
     rest = [[target for target in group if not target.writer.is_whole] for group in targets]
     done = Counter(run.progress, _to_write(rest, only))
-    tasks: Iterable[Task] = chain(
-        (partial(finish, writer) for writer in cloned),
+    lanes: Iterable[Iterator[Task]] = chain(
+        (iter([partial(finish, writer)]) for writer in cloned),
         fill([group for group in rest if group], done, finish, only=only),
     )
     if isinstance(run.executor, ThreadPoolExecutor):
-        executors.run(tasks, run.executor, window=2 * run.executor._max_workers)
+        executors.run(lanes, run.executor, window=2 * run.executor._max_workers)
         return
     with ThreadPoolExecutor(run.threads) as pool:
-        executors.run(tasks, pool, window=2 * run.threads)
+        executors.run(lanes, pool, window=2 * run.threads)
 
 
 def _to_write(targets: Sequence[Sequence[Target]], only: Set[str] | None = None) -> int:

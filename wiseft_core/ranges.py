@@ -60,8 +60,10 @@ class RangeWriter:
         """Put `buffer` at byte `start_byte` of the payload of a tensor."""
         self._files.write_at(self._descriptor, buffer, self._starts[name] + start_byte, self._path)
 
-    def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
-        """Copy `nbytes` from a file at `source_offset` to byte `start` of the payload of a tensor."""
+    def copy(
+        self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0, origin: object = ""
+    ) -> None:
+        """Copy `nbytes` from the file `origin` at `source_offset` to byte `start` of the payload of a tensor."""
         offset = self._starts[name] + start
         self._files.copy_range(source_descriptor, source_offset, self._descriptor, offset, nbytes, self._path)
 

@@ -45,8 +45,10 @@ class Writer(Protocol):
     def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
         """Put `buffer` at byte `start_byte` of the payload of a tensor."""
 
-    def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
-        """Copy `nbytes` from a file at `source_offset` to byte `start` of the payload of a tensor."""
+    def copy(
+        self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0, origin: object = ""
+    ) -> None:
+        """Copy `nbytes` from the file `origin` at `source_offset` to byte `start` of the payload of a tensor."""
 
 
 class Target(NamedTuple):
@@ -62,8 +64,8 @@ def fill(
     finish: Callable[[ShardWriter], None],
     *,
     only: Set[str] | None = None,
-) -> Iterator[Task]:
-    """Everything that fills the shards, in the order in which the bytes lie on disk.
+) -> Iterator[Iterator[Task]]:
+    """Everything that fills the shards: for each its tasks, in the order in which the bytes lie on disk.
 
     Args:
         shards: Each shard once for every output that is made at the same time, with views over one binding: what they
@@ -72,12 +74,15 @@ def fill(
         finish: Called with each writer by the last of its tasks to end, in whichever thread that runs.
         only: The tensors to write, the others being there already; None: all.
     """
-    for targets in shards:
+
+    def filled(targets: Sequence[Target]) -> Iterator[Task]:
         last = _Last(partial(_finish, targets, finish))
         for name, spec in targets[0].writer.header.specs.items():
             if only is None or name in only:
                 yield from map(last.one_of, _tensor(targets, name, spec, done))
         yield last.end
+
+    return map(filled, shards)
 
 
 def _finish(targets: Sequence[Target], finish: Callable[[ShardWriter], None]) -> None:
@@ -129,11 +134,11 @@ class Copied:
         return self.stop - self.start
 
     def write(self, writers: Sequence[Writer], done: Counter) -> None:
-        """Copy them, inside the kernel where they are in a file."""
+        """Copy them, from file to file where they are in one."""
         writer = writers[self.output]
         if isinstance(self.source, Checkpoint | Excerpt):
-            descriptor, offset = self.source.place_of(self.key)
-            writer.copy(self.name, descriptor, offset + self.start, self.nbytes, start=self.start)
+            descriptor, offset, origin = self.source.place_of(self.key)
+            writer.copy(self.name, descriptor, offset + self.start, self.nbytes, start=self.start, origin=origin)
         else:
             writer.write(self.name, self.start, _bytes(self.source.get_tensor(self.key))[self.start : self.stop])
         done.add(self.nbytes)

@@ -73,9 +73,9 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """The file that holds a tensor."""
         return self._homes[name]
 
-    def place_of(self, name: str) -> tuple[int, int]:
-        """The descriptor of the file that holds a tensor, and the tensor's first byte in it."""
-        return self._homes[name].descriptor, self._homes[name].offset_of(name)
+    def place_of(self, name: str) -> tuple[int, int, Path]:
+        """The descriptor of the file that holds a tensor, the tensor's first byte in it, and its path."""
+        return self._homes[name].descriptor, self._homes[name].offset_of(name), self._homes[name].path
 
     def metadata(self) -> dict[str, str]:
         """The metadata in the header of the first file."""

@@ -63,10 +63,10 @@ class Excerpt:
         """What is open stays in the process that opened it."""
         return Excerpt, (self.specs, self.places, self.files)
 
-    def place_of(self, name: str) -> tuple[int, int]:
-        """The descriptor of the file that holds a tensor, and the tensor's first byte in it."""
+    def place_of(self, name: str) -> tuple[int, int, Path]:
+        """The descriptor of the file that holds a tensor, the tensor's first byte in it, and its path."""
         number, offset = self.places[name]
-        return self._descriptor(number), offset
+        return self._descriptor(number), offset, Path(self.files[number][0])
 
     def get_tensor(self, name: str) -> Tensor:
         """The whole tensor, in memory of its own."""
@@ -95,9 +95,8 @@ class Excerpt:
         """
         import numpy as np
 
-        bits, (descriptor, offset) = BITS[self.specs[name].dtype], self.place_of(name)
+        bits, (descriptor, offset, path) = BITS[self.specs[name].dtype], self.place_of(name)
         payload = np.empty((stop - start) * bits // 8, np.uint8)
-        path = self.files[self.places[name].file][0]
         FILES.read_into(descriptor, payload.data, offset + start * bits // 8, path)
         return payload
 

@@ -6,6 +6,7 @@ Store room. What reads it need not know; the files, their digests and their iden
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseft_core.store.checkpoint import Checkpoint
@@ -29,8 +30,8 @@ class Renamed(Checkpoint):
         self.original, self.names, self.specs = original, dict(names), dict(specs)
         self._homes = {name: original.file_of(known) for name, known in self.names.items()}
 
-    def place_of(self, name: str) -> tuple[int, int]:
-        """The descriptor of the file that holds the tensor, and its first byte in it."""
+    def place_of(self, name: str) -> tuple[int, int, Path]:
+        """The descriptor of the file that holds the tensor, the tensor's first byte in it, and its path."""
         return self.original.place_of(self.names[name])
 
     def get_tensor(self, name: str) -> Tensor:

@@ -1,7 +1,7 @@
 """The digest of a file in the making, taken as its bytes come.
 
-Store room, no torch. Read back from the system's cache while they are still in the processor's, bytes are digested
-twice as fast as at the end, and while other threads go on writing.
+Store room, no torch. Bytes that come in order are digested from the buffer that was just written, others are read back
+once those before them are there: both while they are still in the processor's cache, and while other threads write.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from blake3 import blake3
 
 STEP: Final = 1 << 20
-"""Bytes that must have come in a row before they are digested, and that are read at once."""
+"""Bytes that must have come in a row before they are read back, and that are read at once."""
 
 
 class Trail:
@@ -31,9 +31,11 @@ class Trail:
         self._lock, self._busy = Lock(), False
         self._buffer: memoryview | None = None
 
-    def add(self, start: int, stop: int) -> None:
-        """Bytes [start, stop) of the file are there; whoever completes a long enough run digests it."""
+    def add(self, start: int, written: memoryview) -> None:
+        """What is in `written` is in the file from byte `start` on; whoever completes a long enough run digests it."""
+        stop = start + len(written)
         with self._lock:
+            is_next = start == self._reached
             if start < stop:
                 self._ahead[start] = stop
             while self._reached in self._ahead:
@@ -41,6 +43,10 @@ class Trail:
             if self._busy:
                 return
             self._busy = True
+        if is_next:
+            self._follow(start)
+            self._digest.update(written)
+            self._done = stop
         while (reached := self._next()) is not None:
             self._follow(reached)
 

@@ -22,8 +22,8 @@ from wiseft_core.store.trail import Trail
 
 CHUNK: Final = 1 << 20
 """Bytes read at once to digest a file: what is read is still in the processor's cache then."""
-COPY: Final = 8 << 20
-"""Bytes copied at once, and then digested, for the same reason."""
+COPY: Final = 1 << 19
+"""Bytes copied at once: they are in the cache of one core while they are read, written and digested."""
 
 
 class ShardWriter:
@@ -89,26 +89,26 @@ class ShardWriter:
             IndexError: The tensor does not have all these bytes.
             Fault: The operating system fails to write them.
         """
-        view = memoryview(buffer)
-        offset = self._claim(name, start_byte, view.nbytes)
-        self._files.write_at(self._open(), view, offset, self.path)
-        if self._trail is not None:
-            self._trail.add(offset, offset + view.nbytes)
+        view = memoryview(buffer).cast("B")
+        self._put(name, self._claim(name, start_byte, len(view)), view)
 
-    def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
-        """Copy `nbytes` from a file at `source_offset` to byte `start` of the payload of a tensor.
+    def copy(
+        self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0, origin: object = ""
+    ) -> None:
+        """Copy `nbytes` from the file `origin` at `source_offset` to byte `start` of the payload of a tensor.
 
         Raises:
             IndexError: The tensor does not have all these bytes.
             CheckpointError: The source ends early.
             Fault: The operating system fails to copy them.
         """
-        offset = self._claim(name, start, nbytes)
-        for at in range(0, nbytes, COPY):
-            count = min(COPY, nbytes - at)
-            self._files.copy_range(source_descriptor, source_offset + at, self._open(), offset + at, count, self.path)
-            if self._trail is not None:
-                self._trail.add(offset + at, offset + at + count)
+        # The kernel would copy page by page, and what it copied would have to be read again for the digest.
+        offset, buffer, done = self._claim(name, start, nbytes), memoryview(bytearray(min(COPY, nbytes))), 0
+        while done < nbytes:
+            piece = buffer[: min(COPY - (offset + done) % COPY, nbytes - done)]  # whole pages, but for the ends
+            self._files.read_into(source_descriptor, piece, source_offset + done, origin or f"the source of {name}")
+            self._put(name, offset + done, piece)
+            done += len(piece)
 
     def wrote(self, name: str, nbytes: int) -> None:
         """Count bytes of a tensor that another process has written."""
@@ -168,6 +168,12 @@ class ShardWriter:
                 self._descriptor = self._files.open_write(self.path)
             return self._descriptor
 
+    def _put(self, name: str, offset: int, view: memoryview) -> None:
+        """Put bytes of a tensor at `offset` of the file."""
+        self._files.write_at(self._open(), view, offset, self.path)
+        if self._trail is not None:
+            self._trail.add(offset, view)
+
     def _read(self, buffer: memoryview, offset: int) -> None:
         """Read back what was written."""
         self._files.read_into(self._open(), buffer, offset, self.path)
@@ -198,31 +204,18 @@ class ShardChecker(ShardWriter):
         self._begin(path, header, files, header.specs)
         self._descriptor = files.open_read(path)
         try:
-            self._compare("the header", 0, memoryview(header.raw))
+            self._put("the header", 0, memoryview(header.raw))
         except BaseException:
             self.abort()
             raise
 
-    def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
-        """Compare `buffer` with the payload of a tensor from byte `start_byte` on."""
-        view = memoryview(buffer).cast("B")
-        self._compare(name, self._claim(name, start_byte, view.nbytes), view)
-
-    def copy(self, name: str, source_descriptor: int, source_offset: int, nbytes: int, *, start: int = 0) -> None:
-        """Compare `nbytes` of a file at `source_offset` with the payload of a tensor from byte `start` on."""
-        buffer = memoryview(bytearray(min(CHUNK, nbytes)))
-        for at in range(0, nbytes, CHUNK):
-            piece = buffer[: min(CHUNK, nbytes - at)]
-            self._files.read_into(source_descriptor, piece, source_offset + at, f"the source of {name}")
-            self.write(name, start + at, piece)
-
-    def _compare(self, what: str, offset: int, wanted: memoryview) -> None:
-        """Refuse bytes at `offset` of the file that are not those wanted."""
-        found = memoryview(bytearray(len(wanted)))
+    def _put(self, name: str, offset: int, view: memoryview) -> None:
+        """Refuse a file that has not these bytes at `offset`."""
+        found = memoryview(bytearray(len(view)))
         self._files.read_into(self._open(), found, offset, self.path)
-        if found != wanted:
+        if found != view:
             raise CheckpointError(
-                f"{self.path} — {what}",
+                f"{self.path} — {name}",
                 expected="the bytes that this job would write",
                 got="other bytes",
                 hint="choose another folder for the output, or remove this one yourself",
