@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
+from sys import getrefcount
+from threading import local
 from typing import Any, Final
 
 import numpy as np
@@ -27,9 +29,51 @@ _CHUNK: Final = 128
 _BLOCK: Final = 1024
 _ALONE: Final = 2**18
 """Multiplications up to which OpenBLAS, Accelerate and MKL compute a product in the calling thread."""
+_SMALL: Final = 2**16
+_LARGE: Final = 2**22
+_MOST: Final = 16
+"""Bytes of an array whose memory is used again, from and to, and how many of them a thread keeps."""
 _FEW: Final = 16
 _HALF: Final = -(2**15)
 _LOW_38: Final = 2**38 - 1
+
+
+class _Rooms(local):
+    """Each thread's memory for tiles, to be used again."""
+
+    def __init__(self) -> None:
+        self.kept: list[Array] = []
+
+
+_ROOMS: Final = _Rooms()
+
+
+def room(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array to write to, not cleared. A tile's memory is used again once no array refers to it.
+
+    The system would take the memory of a tile back and clear it page by page for the next one, which costs as much as
+    what is computed in it.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not _SMALL <= size <= _LARGE or not _counts():
+        return np.empty(shape, dtype)
+    kept = _ROOMS.kept
+    for at in range(len(kept)):  # two refer to one that is free: the list, and the question
+        if getrefcount(kept[at]) == 2 and len(kept[at]) >= size:
+            break
+    else:
+        at = len(kept)
+        kept.append(np.empty(size, np.uint8))
+        if at == _MOST:
+            del kept[0]
+            at -= 1
+    free: Array = kept[at][:size].view(dtype).reshape(shape)
+    return free
+
+
+def _counts() -> bool:
+    """Whether this Python counts references at once, as all with a global lock do."""
+    return bool(getattr(sys, "_is_gil_enabled", bool)()) or sys.version_info < (3, 13)
 
 
 def flushes_denormals() -> bool:
@@ -44,9 +88,11 @@ def flushes_denormals() -> bool:
 def widen(stored: Array) -> Array:
     """An owned copy of stored values in float64, exact."""
     if stored.dtype == np.uint16:
-        stored = np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+        stored = np.left_shift(stored, 16, out=room(stored.shape, np.uint32), dtype=np.uint32).view(np.float32)
+    wide = room(stored.shape, np.float64)
     with np.errstate(invalid="ignore"):  # a NaN that signals is what it is
-        return stored.astype(np.float64)
+        np.copyto(wide, stored)
+    return wide
 
 
 def product(left: Array, right: Array) -> Array:
@@ -73,8 +119,8 @@ def _chunk(left: Array, right: Array) -> Array:
     """One product of padded matrices, in blocks that BLAS computes one after the other, in this thread."""
     (out, rank), width = left.shape, right.shape[1]
     rows = math.gcd(out, 64)
-    columns = next(size for size in _divisors(width) if size == 16 or rows * size * rank <= _ALONE)
-    total = np.empty((out, width))
+    columns = _columns(width, _ALONE // (rows * rank))
+    total = room((out, width), np.float64)
     np.matmul(
         np.ascontiguousarray(left).reshape(out // rows, 1, rows, rank),
         np.ascontiguousarray(right).reshape(rank, -1, columns).swapaxes(0, 1),
@@ -83,17 +129,18 @@ def _chunk(left: Array, right: Array) -> Array:
     return total
 
 
-def _divisors(width: int) -> list[int]:
-    """Multiples of 16 that divide a multiple of 16, largest first; none larger than 1024 but the width itself is."""
-    parts = width // 16
-    return [16 * size for size in range(min(parts, 64), 0, -1) if parts % size == 0]
+@cache
+def _columns(width: int, most: int) -> int:
+    """The largest multiple of 16 that divides a multiple of 16 and is at most `most`; 16 if none is."""
+    return max((size for size in range(16, min(most, width) + 1, 16) if width % size == 0), default=16)
 
 
 def moved(base: Array, delta: Array, c: float) -> Array:
     """base + c · delta: scaled, then added, never in one fused step; neither is modified."""
+    total = room(delta.shape, np.float64)
     if c == 1:
-        return base + delta
-    total = delta * c
+        return np.add(base, delta, out=total)
+    np.multiply(delta, c, out=total)
     total += base
     return total
 
@@ -130,7 +177,7 @@ def mix(base: Array, tuned: Array, alpha: float) -> Array:
     if alpha in (0, 1):
         return tuned if alpha else base
     with np.errstate(over="ignore", invalid="ignore"):
-        difference = tuned - base
+        difference = np.subtract(tuned, base, out=room(base.shape, np.float64))
         if math.isfinite(difference.sum()):
             difference *= alpha
             difference += base
@@ -220,11 +267,12 @@ def to_bfloat16(values: Array) -> Array:
     word is 0x8000, the least int16. Random values have one in 65536, so those are repaired one by one; where there are
     many, all are rounded again.
     """
+    single, rounded = room(values.shape, np.float32), room(values.shape, np.uint16)
     with np.errstate(over="ignore", invalid="ignore"):
-        single = values.astype(np.float32)
+        np.copyto(single, values, casting="same_kind")
     words, halves = single.view(np.uint32), single.view(np.int16)
-    rounded = np.empty(values.shape, np.uint16)
-    np.right_shift(words + np.uint32(0x8000), 16, out=rounded, casting="unsafe")
+    raised = np.add(words, np.uint32(0x8000), out=room(words.shape, np.uint32))
+    np.right_shift(raised, 16, out=rounded, casting="unsafe")
     at = 0
     for _ in range(_FEW):
         if at == len(halves):

@@ -19,7 +19,7 @@ from wiseft_core.families import Change, Hyper
 from wiseft_core.kits import Numbers, Values, kit
 from wiseft_core.layouts import Layout, matrix_shape
 
-TILE: Final = 1 << 17
+TILE: Final = 1 << 18
 """Elements of a tile: few enough for the processor's cache, many enough to make the calls cheap."""
 
 
