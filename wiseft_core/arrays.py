@@ -263,41 +263,42 @@ def to_odd(bits: Any) -> Any:
 def to_bfloat16(values: Array) -> Array:
     """float64 to the bits of bfloat16, rounded once; NaN stays NaN.
 
-    Through float32, and up from the midpoint on; then repaired where the float32 lies on one. A midpoint's low half
-    word is 0x8000, the least int16. Random values have one in 65536, so those are repaired one by one; where there are
-    many, all are rounded again.
+    Through float32, and up from the midpoint on. A float32 on a midpoint is first moved to the side where the float64
+    is, or the even number.
     """
     single, rounded = room(values.shape, np.float32), room(values.shape, np.uint16)
+    words = single.view(np.uint32)
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(single, values, casting="same_kind")
-    words, halves = single.view(np.uint32), single.view(np.int16)
-    raised = np.add(words, np.uint32(0x8000), out=room(words.shape, np.uint32))
-    np.right_shift(raised, 16, out=rounded, casting="unsafe")
-    at = 0
+        is_plain = _leave_midpoints(values, single)
+        if not is_plain:  # then those that are left are exact
+            np.copyto(single, to_odd(values.view(np.int64)).view(np.float64), casting="same_kind")
+    if len(single) and math.isnan(single.max()):  # a carry would make something else of it
+        odd = np.isnan(single)
+        words[odd] = words[odd] & 0xFFFF0000 | 0x400000
+    words += np.uint32(0x8000) if is_plain else np.uint32(0x7FFF) + (words >> 16 & 1)
+    np.right_shift(words, 16, out=rounded, casting="unsafe")
+    return rounded
+
+
+def _leave_midpoints(values: Array, single: Array) -> bool:
+    """Move float32s that are midpoints of bfloat16 down where they are to be rounded down; False if there are many.
+
+    A midpoint's low half word is 0x8000, the least int16. Random values have one in 65536.
+    """
+    halves, at = single.view(np.int16), 0
     for _ in range(_FEW):
         if at == len(halves):
-            return _quieted(rounded, single)
+            return True
         at += int(halves[at:].argmin())
         if halves[at] != _HALF:
-            return _quieted(rounded, single)
+            return True
         if at % 2 == 0:
-            element = at // 2
-            below = int(halves[at + 1]) & 0xFFFF
-            distance = abs(float(values[element])) - abs(float(single[element]))
-            rounded[element] = below + (distance > 0 or (distance == 0 and below & 1))
+            distance = abs(float(values[at // 2])) - abs(float(single[at // 2]))
+            if distance < 0 or (distance == 0 and not halves[at + 1] & 1):
+                halves[at] = 0x7FFF
         at += 1
-    with np.errstate(over="ignore", invalid="ignore"):
-        words = to_odd(values.view(np.int64)).view(np.float64).astype(np.float32).view(np.uint32)
-    np.right_shift(words + (words >> 16 & 1) + np.uint32(0x7FFF), 16, out=rounded, casting="unsafe")
-    return _quieted(rounded, single)
-
-
-def _quieted(rounded: Array, single: Array) -> Array:
-    """What was rounded, with NaN where `single` has it: a carry may have made something else of it."""
-    if len(single) and math.isnan(single.max()):
-        odd = np.isnan(single)
-        rounded[odd] = single.view(np.uint32)[odd] >> 16 | 0x40
-    return rounded
+    return False
 
 
 def _padded(matrix: Array, rows: int, columns: int) -> Array:
