@@ -190,7 +190,7 @@ def _write_shards(job: Job, staging: Staging, run: Run) -> dict[str, dict[str, t
             for folder, view in job.views.items():
                 if str(Path(folder, shard.name)) not in digests:
                     path = staging.folder / folder / shard.name
-                    writer = ShardWriter(path, shard.header, run.files, same, digested=not run.is_sent)
+                    writer = ShardWriter(path, shard.header, run.files, same, digested=not run.is_sent, synced=run.sync)
                     group.append(Target(writer, view))
 
         def finished(writer: ShardWriter, digest: str) -> None:

@@ -17,7 +17,7 @@ from wiseft_core.errors import CheckpointError, Fault
 from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.reader import TensorFile
 from wiseft_core.store.shards import split_shards
-from wiseft_core.store.writer import ShardWriter, copy_file, digest_file, write_file
+from wiseft_core.store.writer import FLOW, ShardWriter, copy_file, digest_file, write_file
 from wiseft_core.types import TensorSpec
 
 DTYPES = {
@@ -230,3 +230,27 @@ def test_digests_are_blake3_of_the_content(tmp_path, size):
     assert copy_file(descriptor, size, tmp_path / "y", FILES, sync=True) == blake3(data).hexdigest()
     FILES.close(descriptor)
     assert (tmp_path / "y").read_bytes() == data
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_the_disk_begins_before_the_end(tmp_path, synced):
+    """Of a file that will be synced, all but the last few megabytes are handed to the disk as they come, each once."""
+    told = []
+
+    class Told(Files):
+        def begin_sync(self, descriptor, start, count):
+            told.append((start, start + count))
+            super().begin_sync(descriptor, start, count)
+
+    piece = bytes(range(256)) * 4096
+    header = header_of({"w": TensorSpec("U8", (len(piece) * 20,))})
+    writer = ShardWriter(tmp_path / "a", header, Told(), synced=synced)
+    for number in range(20):
+        writer.write("w", number * len(piece), piece)
+    digest = writer.finish(synced)
+
+    assert digest == blake3((tmp_path / "a").read_bytes()).hexdigest()
+    assert (len(told) > 0) == synced
+    if synced:
+        assert [stop for _, stop in told[:-1]] == [start for start, _ in told[1:]]
+        assert told[0][0] == header.start and header.size - told[-1][1] < FLOW

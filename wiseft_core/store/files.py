@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wiseft_core.errors import CheckpointError, Fault
@@ -177,6 +177,12 @@ class Files:
                 if free < size:
                     raise OSError(errno.ENOSPC, "not enough free space") from error
                 os.ftruncate(descriptor, size)
+
+    def begin_sync(self, descriptor: int, start: int, count: int) -> None:
+        """Have the system begin to write a range to disk, by saying that its cache is not needed; only a hint."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(descriptor, start, count, os.POSIX_FADV_DONTNEED)
 
     def fsync(self, descriptor: int, path: object) -> None:
         """Force the file to disk. After a failure the file must not be trusted, and is never synced again."""

@@ -7,6 +7,7 @@ a header of no length, which no reader accepts.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from threading import Lock
@@ -22,8 +23,12 @@ from wiseft_core.store.trail import Trail
 
 CHUNK: Final = 1 << 20
 """Bytes read at once to digest a file: what is read is still in the processor's cache then."""
+FLOW: Final = 8 << 20
+"""Bytes after which the system is told to begin to write, so that there is little to wait for at the end."""
 COPY: Final = 1 << 19
 """Bytes copied at once: they are in the cache of one core while they are read, written and digested."""
+
+_NOTHING: Final = (sys.maxsize, 0, 0)
 
 
 class ShardWriter:
@@ -38,6 +43,7 @@ class ShardWriter:
         same: A file that it will be a copy of: where the file system can, the two share their extents, and `is_whole`
             says that no payload is missing.
         digested: Digest what is written as it comes; without, `finish` reads it all.
+        synced: It will be synced: let the disk begin early.
     Raises:
         Fault: The operating system refuses, for want of space above all.
     """
@@ -47,9 +53,17 @@ class ShardWriter:
     _trail: Trail | None
 
     def __init__(
-        self, path: Path, header: Header, files: Files, same: TensorFile | None = None, *, digested: bool = True
+        self,
+        path: Path,
+        header: Header,
+        files: Files,
+        same: TensorFile | None = None,
+        *,
+        digested: bool = True,
+        synced: bool = False,
     ) -> None:
         self._begin(path, header, files, header.specs)
+        self._flows = synced
         self._descriptor = files.create(path)
         try:
             self.inode = files.identity(self._descriptor)[1]
@@ -80,7 +94,8 @@ class ShardWriter:
         self.path, self.header, self._files = path, header, files
         self._left = {name: spec.nbytes if name in names else 0 for name, spec in header.specs.items()}
         self._lock, self._descriptor, self._trail = Lock(), None, None
-        self._ended = self.is_whole = False
+        self._ended = self.is_whole = self._flows = False
+        self._fresh = _NOTHING
 
     def write(self, name: str, start_byte: int, buffer: Buffer) -> None:
         """Put `buffer` at byte `start_byte` of the payload of a tensor.
@@ -173,6 +188,17 @@ class ShardWriter:
         self._files.write_at(self._open(), view, offset, self.path)
         if self._trail is not None:
             self._trail.add(offset, view)
+        if self._flows:
+            self._flow(offset, offset + len(view))
+
+    def _flow(self, start: int, stop: int) -> None:
+        """Let the disk begin with what was written since it was told so last, if that is enough."""
+        with self._lock:
+            low, high, count = self._fresh
+            low, high, count = min(low, start), max(high, stop), count + stop - start
+            self._fresh = (low, high, count) if count < FLOW else _NOTHING
+        if count >= FLOW:
+            self._files.begin_sync(self._open(), low, high - low)
 
     def _read(self, buffer: memoryview, offset: int) -> None:
         """Read back what was written."""
