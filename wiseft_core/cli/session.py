@@ -32,28 +32,19 @@ class Session:
     alone: bool = False
 
     def settle(self) -> None:
-        """Memory and numpy as the tiles want them, in a process of our own.
-
-        Freed tiles are kept: glibc would give each back to the system, and fault every page of the next one in again,
-        which doubles the work. And numpy's BLAS starts no threads, which would wait for work in vain, and busily.
-        """
-        if self.alone and "numpy" not in sys.modules:
-            mine = {"OPENBLAS_NUM_THREADS": "1"} if "OPENBLAS_NUM_THREADS" not in os.environ else {}
-            os.environ.update(mine)
+        """Numpy as the tiles want it, in a process of our own: its BLAS starts no threads, which would wait busily."""
+        if self.alone and "numpy" not in sys.modules and "OPENBLAS_NUM_THREADS" not in os.environ:
+            os.environ["OPENBLAS_NUM_THREADS"] = "1"
             import_module("numpy")
-            for name in mine:  # what this process starts is not to have it
-                del os.environ[name]
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries need not
-        if self.alone and mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it accepts
-            mallopt(M_TRIM_THRESHOLD, 256 << 20)
+            del os.environ["OPENBLAS_NUM_THREADS"]  # what this process starts is not to have it
 
     def settle_torch(self) -> None:
-        """The same for what computes with torch.
+        """Torch and memory as the tiles want them, in a process of our own.
 
-        One thread inside each torch call: tiles and shards are what runs in parallel. And what torch makes while it is
+        One thread inside each torch call: tiles and shards are what runs in parallel. What torch makes while it is
         imported stays: the collector need not look at it then, nor ever after, the end of the process included, which
-        makes a run a quarter of a second shorter.
+        makes a run a quarter of a second shorter. And freed tiles are kept: glibc would give each back to the system,
+        and fault every page of the next one in again, which doubles the work.
         """
         self.settle()
         if not self.alone:
@@ -64,6 +55,10 @@ class Session:
         gc.freeze()
         gc.enable()
         torch.set_num_threads(1)
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries need not
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it accepts
+            mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
     def settle_for(self, view: StateDict) -> None:
         """`settle_torch` where a view needs it; most do not, and to import it takes as long as a small job."""
