@@ -141,10 +141,9 @@ def rescaled_tensors(view: StateDict) -> dict[str, Tensor]:
         for use in uses.values():
             changed |= _rescaled(bound, use)
     adapter = bound.parts[0].adapter
-    for key, used in bound.plan.copies.items():
-        if used in changed:  # the same stored once more, or the other way round
-            turned = not same_bytes(whole(adapter, key), whole(adapter, used))
-            changed[key] = changed[used].mT.contiguous() if turned else changed[used]
+    for key, used in ((key, used) for key, used in bound.plan.copies.items() if used in changed):
+        turned = not same_bytes(whole(adapter, key), whole(adapter, used))  # else the same, stored once more
+        changed[key] = changed[used].mT.contiguous() if turned else changed[used]
     return changed
 
 
@@ -245,8 +244,8 @@ def _factors(bound: Bound, use: _Use) -> dict[str, Tensor]:
         """The whole weight's measure with some factors changed."""
         wide = {role: numerics.widen(value, numbers.compute) for role, value in stored(changed).items()}
         with_them = replace(step, factors={**step.factors, **wide})
-        read = shifted(partial(bound.base.read, bound.source(name)[1]), use.piece.start)
-        return total_of(with_them, use.piece.shape, (), read, numbers)
+        read = partial(bound.base.read, bound.source(name)[1])
+        return total_of(with_them, use.piece.shape, (), shifted(read, use.piece.start), numbers)
 
     linear = step.change.linear
     try:
