@@ -23,6 +23,9 @@ Array = NDArray[Any]
 CARRIERS: Final[Mapping[str, Any]] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 """numpy's dtype for values as they are stored, by safetensors' name; numpy has no bfloat16, so these are its bits."""
 
+quietly: Final = np.errstate(all="ignore")
+"""Around arithmetic: what is not finite is judged where it is stored, whatever numpy was told to do about it."""
+
 _BITS: Final = {2: np.int16, 4: np.int32, 8: np.int64}
 _ODD: Final = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 _CHUNK: Final = 128
@@ -43,16 +46,17 @@ def flushes_denormals() -> bool:
     return (least * half) * 2.0 != least
 
 
+@quietly
 def widen(stored: Array) -> Array:
     """An owned copy of stored values in float64, exact."""
     if stored.dtype == np.uint16:
         stored = np.left_shift(stored, 16, out=room(stored.shape, np.uint32), dtype=np.uint32).view(np.float32)
     wide = room(stored.shape, np.float64)
-    with np.errstate(invalid="ignore"):  # a NaN that signals is what it is
-        np.copyto(wide, stored)
+    np.copyto(wide, stored)
     return wide
 
 
+@quietly
 def product(left: Array, right: Array) -> Array:
     """left @ right, its bits a function of the operands' values alone.
 
@@ -93,6 +97,7 @@ def _columns(width: int, most: int) -> int:
     return max((size for size in range(16, min(most, width) + 1, 16) if width % size == 0), default=16)
 
 
+@quietly
 def moved(base: Array, delta: Array, c: float) -> Array:
     """base + c · delta: scaled, then added, never in one fused step; neither is modified."""
     total = room(delta.shape, np.float64)
@@ -103,6 +108,7 @@ def moved(base: Array, delta: Array, c: float) -> Array:
     return total
 
 
+@quietly
 def ordered_sum(parts: Sequence[Array]) -> Array:
     """The sum of `parts`, the same bits in whatever order they come: each element's terms are added by size."""
     ordered = list(np.sort(np.stack(parts), axis=0)) if len(parts) > 2 else parts
@@ -110,6 +116,7 @@ def ordered_sum(parts: Sequence[Array]) -> Array:
     return total
 
 
+@quietly
 def square_sum(weight: Array) -> Array:
     """Sum of squares of each row: blocks of 1024 columns, then the blocks from left to right.
 
@@ -130,18 +137,18 @@ def square_sum(weight: Array) -> Array:
     return total
 
 
+@quietly
 def mix(base: Array, tuned: Array, alpha: float) -> Array:
     """base + alpha · (tuned - base), as `numerics.mix` has it; None of the two is modified."""
     if alpha in (0, 1):
         return tuned if alpha else base
-    with np.errstate(over="ignore", invalid="ignore"):
-        difference = np.subtract(tuned, base, out=room(base.shape, np.float64))
-        if math.isfinite(difference.sum()):
-            difference *= alpha
-            difference += base
-            return difference
-        apart = tuned * alpha + base * (1 - alpha)
-        return np.where(np.isinf(difference), apart, difference * alpha + base)
+    difference = np.subtract(tuned, base, out=room(base.shape, np.float64))
+    if math.isfinite(difference.sum()):
+        difference *= alpha
+        difference += base
+        return difference
+    apart = tuned * alpha + base * (1 - alpha)
+    return np.where(np.isinf(difference), apart, difference * alpha + base)
 
 
 def name_of(stored: Array) -> str:
@@ -190,6 +197,7 @@ def _least(values: Array) -> int:
     return -(1 << (8 * values.itemsize - 1))
 
 
+@quietly
 def round_once(values: Array, dtype: str) -> Array:
     """The nearest number of `dtype` to each of `values`, ties to even, by one rounding; beyond the largest it is inf.
 
@@ -199,10 +207,9 @@ def round_once(values: Array, dtype: str) -> Array:
     """
     if dtype == "BF16":
         return to_bfloat16(values)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "F16":
-            values = to_odd(values.view(np.int64)).view(np.float64).astype(np.float32)
-        return values.astype(CARRIERS[dtype], copy=False)
+    if dtype == "F16":
+        values = to_odd(values.view(np.int64)).view(np.float64).astype(np.float32)
+    return values.astype(CARRIERS[dtype], copy=False)
 
 
 def to_odd(bits: Any) -> Any:
@@ -218,6 +225,7 @@ def to_odd(bits: Any) -> Any:
     return odd
 
 
+@quietly
 def to_bfloat16(values: Array) -> Array:
     """float64 to the bits of bfloat16, rounded once; NaN stays NaN.
 
@@ -226,11 +234,10 @@ def to_bfloat16(values: Array) -> Array:
     """
     single, rounded = room(values.shape, np.float32), room(values.shape, np.uint16)
     words = single.view(np.uint32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.copyto(single, values, casting="same_kind")
-        is_plain = _leave_midpoints(values, single)
-        if not is_plain:  # then those that are left are exact
-            np.copyto(single, to_odd(values.view(np.int64)).view(np.float64), casting="same_kind")
+    np.copyto(single, values, casting="same_kind")
+    is_plain = _leave_midpoints(values, single)
+    if not is_plain:  # then those that are left are exact
+        np.copyto(single, to_odd(values.view(np.int64)).view(np.float64), casting="same_kind")
     if len(single) and math.isnan(single.max()):  # a carry would make something else of it
         odd = np.isnan(single)
         words[odd] = words[odd] & 0xFFFF0000 | 0x400000

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from wiseft_core import kits
+from wiseft_core.arrays import quietly
 from wiseft_core.errors import NotFinite
 from wiseft_core.kits import Numbers, Values, kit
 from wiseft_core.spans import Place, Span, index_at
@@ -76,6 +77,7 @@ Share = tuple[float, ...]
 """The coefficients of one result: alpha of each term."""
 
 
+@quietly
 def tile_values(
     span: Span, stored: Values, terms: Sequence[Term], shares: Sequence[Share], numbers: Numbers, name: str
 ) -> list[Values]:
@@ -104,6 +106,7 @@ def tile_values(
         raise
 
 
+@quietly
 def tile_change(span: Span, stored: Values, terms: Sequence[Term], share: Share, numbers: Numbers) -> Values:
     """What the terms add to a tile for one share, in the compute dtype.
 
