@@ -138,6 +138,13 @@ def square_sum(weight: Array) -> Array:
 
 
 @quietly
+def root(squares: Array) -> Array:
+    """The square root of each, correctly rounded."""
+    roots: Array = np.sqrt(squares)
+    return roots
+
+
+@quietly
 def mix(base: Array, tuned: Array, alpha: float) -> Array:
     """base + alpha · (tuned - base), as `numerics.mix` has it; None of the two is modified."""
     if alpha in (0, 1):

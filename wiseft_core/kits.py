@@ -36,7 +36,7 @@ class Numbers:
 
 
 def kit(values: Values) -> Any:
-    """The module whose `product`, `moved`, `mix`, `ordered_sum` and `square_sum` are for such values."""
+    """The module whose `product`, `moved`, `mix`, `ordered_sum`, `square_sum` and `root` are for such values."""
     return arrays if isinstance(values, np.ndarray) else import_module("wiseft_core.numerics")
 
 

@@ -223,6 +223,11 @@ def square_sum(weight: Tensor) -> Tensor:
     return norms.square_().cumsum(1)[:, -1].to(weight.dtype)
 
 
+def root(squares: Tensor) -> Tensor:
+    """The square root of each; on the processor by numpy, because torch's is not correctly rounded everywhere."""
+    return torch.from_numpy(arrays.root(squares.numpy())) if squares.is_cpu else squares.sqrt()
+
+
 def mix(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
     """base + alpha · (tuned - base), exact at both ends; for alpha in [0, 1] monotone, and never outside of the two.
 

@@ -99,7 +99,9 @@ def _direction(weight: Tensor, factors: Factors, hyper: Hyper) -> Tensor:
 
 def _norm(total: Tensor) -> Tensor:
     """The norms of rows from their squares; a row that has no direction is refused."""
-    norm = total**0.5
+    from wiseft_core.kits import kit
+
+    norm: Tensor = kit(total).root(total)
     if not bool(((norm > 0) & (norm < float("inf"))).all()):
         raise NotFinite(
             "a row of W + s·B·A has no direction",
