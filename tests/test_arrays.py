@@ -311,7 +311,7 @@ def test_a_sum_of_no_squares_is_zero():
 def digest():
     """A digest of products and sums of squares of many sizes; a child process computes it too."""
     found = hashlib.sha256()
-    for out, width in ((1, 1), (9, 33), (64, 512), (200, 1040)):
+    for out, width in ((1, 1), (9, 33), (64, 512), (200, 1040), (128, 2048)):
         for rank in RANKS:
             left, right = random_pair(out, rank, width)
             whole = arrays.product(left, right)
@@ -320,11 +320,11 @@ def digest():
     return found.hexdigest()
 
 
-def digest_with(**settings):
-    """The digest as a process with these settings of its environment has it."""
+def digest_with(first="pass", **settings):
+    """The digest as a process with these settings of its environment has it, after a `first` statement."""
     here = os.path.dirname(__file__)
     paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
-    code = "import test_arrays; print(test_arrays.digest())"
+    code = f"from wiseft_core import arrays; import test_arrays; {first}; print(test_arrays.digest())"
     kept = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
     environment = {**kept, "PYTHONPATH": paths, **settings}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -335,6 +335,14 @@ def digest_with(**settings):
 def test_the_number_of_threads_of_blas_does_not_matter():
     """One, two and three: the same bits as here."""
     assert {digest_with(OPENBLAS_NUM_THREADS=str(count)) for count in (1, 2, 3)} == {f"{digest()}\n"}
+
+
+def test_products_that_are_not_cut_have_the_same_bits():
+    """Where BLAS has one thread they need not be; nor would another number of threads change them."""
+    for settings in ({"OPENBLAS_NUM_THREADS": "1"}, {"OPENBLAS_NUM_THREADS": "2"}):
+        assert digest_with("arrays.leave_blas_alone()", **settings) == f"{digest()}\n"
+    older = {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"}
+    assert digest_with("arrays.leave_blas_alone()", **older) == digest_with(**older)
 
 
 def test_padding_suits_an_older_processor_too():

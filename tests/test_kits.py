@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from strategies import DTYPES, LEAST, factor_shapes
 from test_tiles import tile_of
 
-from wiseft_core import arrays, tiles
+from wiseft_core import arrays, compiled, loops, tiles
 from wiseft_core.bound import Bound, Part
 from wiseft_core.errors import NotFinite
 from wiseft_core.families import FAMILIES, Hyper
@@ -135,12 +135,15 @@ def outcome(bound, shares, kind):
 
 
 def both(bound, shares):
-    """The outcome by arrays and by tensors; whatever numpy might have to say meanwhile is an error."""
+    """The outcome by arrays, with and without compiled loops, and by tensors; numpy has nothing to say meanwhile."""
     assert bound.in_arrays("w")
     with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
         before = np.geterr()
         pair = outcome(bound, shares, np.ndarray), outcome(bound, shares, torch.Tensor)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(loops._LOOPS, "found", compiled)
+            assert outcome(bound, shares, np.ndarray) == pair[0]
         assert np.geterr() == before
     return pair
 

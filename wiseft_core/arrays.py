@@ -78,17 +78,33 @@ def product(left: Array, right: Array) -> Array:
 
 
 def _chunk(left: Array, right: Array) -> Array:
-    """One product of padded matrices, in blocks that BLAS computes one after the other, in this thread."""
+    """One product of padded matrices, in this thread: cut into blocks that BLAS does not share out, if need be."""
     (out, rank), width = left.shape, right.shape[1]
+    total = room((out, width), np.float64)
+    if _BLAS.is_alone:
+        return np.matmul(np.ascontiguousarray(left), np.ascontiguousarray(right), out=total)
     rows = math.gcd(out, 64)
     columns = _columns(width, _ALONE // (rows * rank))
-    total = room((out, width), np.float64)
     np.matmul(
         np.ascontiguousarray(left).reshape(out // rows, 1, rows, rank),
         np.ascontiguousarray(right).reshape(rank, -1, columns).swapaxes(0, 1),
         out=total.reshape(out // rows, rows, -1, columns).swapaxes(1, 2),
     )
     return total
+
+
+class _Blas:
+    """What is known of numpy's BLAS in this process."""
+
+    is_alone = False
+
+
+_BLAS: Final = _Blas()
+
+
+def leave_blas_alone() -> None:
+    """Cut no products: the caller has seen to it that BLAS starts no threads. The bits are the same, sooner."""
+    _BLAS.is_alone = True
 
 
 @cache

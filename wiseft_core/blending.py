@@ -9,12 +9,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from threading import Lock, local
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from wiseft_core import kits
-from wiseft_core.arrays import quietly
+import numpy as np
+
+from wiseft_core import kits, loops
+from wiseft_core.arrays import Array, quietly
 from wiseft_core.errors import NotFinite
 from wiseft_core.kits import Numbers, Values, kit
 from wiseft_core.spans import Place, Span, index_at
@@ -95,11 +98,12 @@ def tile_values(
     """
     stored = kits.placed(stored, numbers)
     try:
-        weight = kits.widen(stored, numbers)
+        weight = cache(partial(kits.widen, stored, numbers))
         moves = [
-            _move(term, weight, span) if any(share[at] for share in shares) else None for at, term in enumerate(terms)
+            _move(term, weight, span, numbers) if any(share[at] for share in shares) else None
+            for at, term in enumerate(terms)
         ]
-        return [kits.finish(_blend(weight, moves, share), stored, numbers, name) for share in shares]
+        return [_finished(stored, weight, moves, share, numbers, name) for share in shares]
     except NotFinite as error:
         if name not in error.where:
             error.where = f"{name} — {error.where}"
@@ -118,7 +122,7 @@ def tile_change(span: Span, stored: Values, terms: Sequence[Term], share: Share,
         stored (stop - start), in the base's dtype. Returns the same.
     """
     weight = kits.widen(stored, numbers)
-    pairs = [(_move(term, weight, span), alpha) for term, alpha in zip(terms, share, strict=True)]
+    pairs = [(_move(term, lambda: weight, span, numbers), alpha) for term, alpha in zip(terms, share, strict=True)]
     shifts = [move.shift(weight, alpha) for move, alpha in pairs if move is not None]
     return kit(weight).ordered_sum(shifts) if shifts else kits.zeros(tuple(weight.shape), numbers)
 
@@ -127,6 +131,10 @@ class _Tuned(NamedTuple):
     """What a term makes of a tile: tuned values."""
 
     values: Values
+
+    def rounded(self, stored: Array, alpha: float, target: str) -> Array | None:
+        """`onto` the stored weight, finished; None where no compiled loop does that."""
+        return loops.mixed(stored, self.values, alpha, target)
 
     def onto(self, weight: Values, alpha: float) -> Values:
         """The weight with that share of it."""
@@ -143,6 +151,10 @@ class _Delta(NamedTuple):
     values: Values
     scale: float
 
+    def rounded(self, stored: Array, alpha: float, target: str) -> Array | None:
+        """`onto` the stored weight, finished; None where no compiled loop does that."""
+        return loops.moved(stored, self.values, self.scale * alpha, target)
+
     def onto(self, weight: Values, alpha: float) -> Values:
         """The weight with that share of it."""
         return kit(weight).moved(weight, self.values, self.scale * alpha)
@@ -155,21 +167,22 @@ class _Delta(NamedTuple):
 _Move = _Tuned | _Delta
 
 
-def _move(term: Term, flat: Values, span: Span) -> _Move | None:
-    """The effect of a term on a tile; None where it touches none of it."""
+def _move(term: Term, flat: Callable[[], Values], span: Span, numbers: Numbers) -> _Move | None:
+    """The effect of a term on a tile, whose weight is asked for if it counts; None where it touches none of it."""
     at = index_at(term.places, span.start)
     if at is None:
         return None
-    tile = term.places[at].tile(span)
-    weight, steps = flat.reshape(tile.bottom - tile.top, tile.right - tile.left), term.steps(at)
+    tile, steps = term.places[at].tile(span), term.steps(at)
     if term.rows is not None:
-        return _move_rows(steps, term.rows, weight, tile)
+        return _move_rows(steps, term.rows, flat().reshape(tile.shape), tile, numbers)
     if len(steps) > 1 or steps[0].change.delta is None:
-        return _Tuned(tuned_values(weight, tile, steps).reshape(-1))
-    return _Delta(delta_values(steps[0], weight, tile).reshape(-1), steps[0].hyper.scale)
+        return _Tuned(tuned_values(flat().reshape(tile.shape), tile, steps, numbers).reshape(-1))
+    return _Delta(delta_values(steps[0], tile, numbers).reshape(-1), steps[0].hyper.scale)
 
 
-def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Values, tile: Tile) -> _Move | None:
+def _move_rows(
+    steps: Sequence[Step], rows: Sequence[int], weight: Values, tile: Tile, numbers: Numbers
+) -> _Move | None:
     """`_move` for steps that touch listed rows: the others keep the base's values."""
     first, last = bisect_left(rows, tile.top), bisect_left(rows, tile.bottom)
     if first == last:
@@ -180,13 +193,30 @@ def _move_rows(steps: Sequence[Step], rows: Sequence[int], weight: Values, tile:
         start = tile.start + (row - tile.top) * width
         part = Tile(start, start + width, row, row + 1, tile.left, tile.right)
         at = slice(row - tile.top, row - tile.top + 1)
-        tuned[at] = tuned_values(weight[at], part, steps, entry)
+        tuned[at] = tuned_values(weight[at], part, steps, numbers, entry)
     return _Tuned(tuned.reshape(-1))
 
 
-def _blend(weight: Values, moves: Sequence[_Move | None], share: Share) -> Values:
-    """The values of a tile for one share, not rounded yet; they may take the weight's place if it is `own`."""
+def _finished(
+    stored: Values,
+    weight: Callable[[], Values],
+    moves: Sequence[_Move | None],
+    share: Share,
+    numbers: Numbers,
+    name: str,
+) -> Values:
+    """The values of a tile for one share, rounded: by a compiled loop, where there is one and the numbers are plain."""
     active = [(move, alpha) for move, alpha in zip(moves, share, strict=True) if move is not None and alpha]
+    if len(active) == 1 and isinstance(stored, np.ndarray):
+        ((move, alpha),) = active
+        done = move.rounded(stored, alpha, numbers.output)
+        if done is not None:
+            return done
+    return kits.finish(_blend(weight(), active), stored, numbers, name)
+
+
+def _blend(weight: Values, active: Sequence[tuple[_Move, float]]) -> Values:
+    """The values of a tile for one share, not rounded yet; they may take the weight's place if it is `own`."""
     if not active:
         return weight
     if len(active) > 1:

@@ -54,13 +54,6 @@ def widen(stored: Values, numbers: Numbers, *, integer: bool = False) -> Values:
     return kit(stored).widen(stored.to(numbers.device), torch.int64 if integer else numbers.compute)
 
 
-def widen_like(stored: Values, weight: Values) -> Values:
-    """`widen`, to what a tile has been widened to."""
-    if isinstance(stored, np.ndarray):
-        return arrays.widen(stored)
-    return kit(stored).widen(stored.to(weight.device), weight.dtype)
-
-
 def contiguous(values: Values) -> Values:
     """The same values in memory one after the other."""
     return np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values.contiguous()

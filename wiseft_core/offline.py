@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wiseft_core import executors, ranges
+from wiseft_core import executors, loops, ranges
 from wiseft_core.errors import CheckpointError, NotFinite
 from wiseft_core.excerpts import check_sendable
 from wiseft_core.executors import Task
@@ -23,6 +23,7 @@ from wiseft_core.record import check_resumable, finished, job_of, manifest_of, o
 from wiseft_core.report import Report
 from wiseft_core.running import Run
 from wiseft_core.sources import BaseLike
+from wiseft_core.statedict import StateDict
 from wiseft_core.store.files import FILES
 from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
@@ -221,6 +222,7 @@ def run_tasks(
     cloned = [target.writer for target in every if target.writer.is_whole]
     rest = [[target for target in group if not target.writer.is_whole] for group in targets]
     done = Counter(run.progress, _to_write(rest, only))
+    loops.expect(_to_compute(rest, loops.AFTER))
     lanes: Iterable[Iterator[Task]] = chain(
         (iter([partial(finish, writer)]) for writer in cloned),
         fill([group for group in rest if group], done, finish, only=only),
@@ -241,6 +243,19 @@ def _to_write(targets: Sequence[Sequence[Target]], only: Set[str] | None = None)
         for name, spec in target.writer.header.specs.items()
         if only is None or name in only
     )
+
+
+def _to_compute(targets: Sequence[Sequence[Target]], most: int) -> int:
+    """About how many elements are to be computed in arrays; it stops counting behind `most`."""
+    count = 0
+    for group in filter(None, targets):
+        for name, spec in group[0].writer.header.specs.items():
+            views = [t.view for t in group if isinstance(t.view, StateDict) and name in t.view.plan.bindings]
+            if views and views[0].bound.in_arrays(name):
+                count += spec.numel * len(views)
+            if count > most:
+                return count
+    return count
 
 
 def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]:

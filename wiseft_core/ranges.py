@@ -16,6 +16,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Final
 
+from wiseft_core import loops
 from wiseft_core.errors import CheckpointError, ConfigError
 from wiseft_core.excerpts import only
 from wiseft_core.executors import Sent, spread
@@ -107,6 +108,7 @@ class Range:
                 got="wiseft_core {} with numpy {} and torch {}".format(*BUILD),
                 hint="install the same versions for every worker: then the bits are the same too",
             )
+        loops.expect(sum(part.nbytes // part.item for part in self.parts if isinstance(part, Computed)))
         done, once = Counter(None, 0), dict[str, Once]()
         with ExitStack() as opened:
             writers = list[RangeWriter]()

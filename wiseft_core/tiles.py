@@ -33,6 +33,11 @@ class Tile(NamedTuple):
     left: int
     right: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Its rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
 
 def grid(shape: tuple[int, ...], rows: Sequence[int] | None = None) -> Iterator[Tile]:
     """The tiles of a stored tensor in order, or of its listed `rows` only, one row at a time."""
@@ -108,37 +113,37 @@ def not_finite(name: str) -> NotFinite:
     )
 
 
-def tuned_values(weight: Values, tile: Tile, steps: Sequence[Step], entry: int = 0) -> Values:
+def tuned_values(weight: Values, tile: Tile, steps: Sequence[Step], numbers: Numbers, entry: int = 0) -> Values:
     """The tuned values of a tile, every step applied to the result of the one before."""
     for step in steps:
-        weight = _apply(step, weight, tile, entry)
+        weight = _apply(step, weight, tile, numbers, entry)
     return weight
 
 
-def _apply(step: Step, weight: Values, tile: Tile, entry: int) -> Values:
+def _apply(step: Step, weight: Values, tile: Tile, numbers: Numbers, entry: int = 0) -> Values:
     """One step on one tile, in the family's orientation and back again, contiguous."""
     if step.change.delta is not None:
-        return kit(weight).moved(weight, delta_values(step, weight, tile, entry), step.hyper.scale)
+        return kit(weight).moved(weight, delta_values(step, tile, numbers, entry), step.hyper.scale)
     if step.result is not None:
         return step.result[tile.start : tile.stop].reshape(weight.shape)
     across = is_across(step)
     total = step.total
     if total is not None:
         total = total[tile.left : tile.right] if across else total[tile.top : tile.bottom]
-    matrix, factors = weight.T if across else weight, cut(step, tile, weight, entry)
+    matrix, factors = weight.T if across else weight, cut(step, tile, numbers, entry)
     if step.change.tuned is None:
         raise TypeError("a family's change sets neither `delta` nor `tuned`")
     tuned = step.change.tuned(matrix, factors, step.hyper, total)
     return kits.contiguous(tuned.T if across else tuned)
 
 
-def delta_values(step: Step, weight: Values, tile: Tile, entry: int = 0) -> Values:
-    """D of a step on one tile, as it is stored, contiguous."""
+def delta_values(step: Step, tile: Tile, numbers: Numbers, entry: int = 0) -> Values:
+    """D of a step on one tile, as it is stored, contiguous; it does not depend on the weight."""
     if step.change.delta is None:
         raise TypeError("a step without `delta` has no D")
     if step.result is not None:
-        return step.result[tile.start : tile.stop].reshape(weight.shape)
-    delta = step.change.delta(cut(step, tile, weight, entry), step.hyper)
+        return step.result[tile.start : tile.stop].reshape(tile.shape)
+    delta = step.change.delta(cut(step, tile, numbers, entry), step.hyper)
     return kits.contiguous(delta.T if is_across(step) else delta)
 
 
@@ -147,7 +152,7 @@ def is_across(step: Step) -> bool:
     return step.layout.rows == "in"
 
 
-def cut(step: Step, tile: Tile, weight: Values, entry: int = 0) -> dict[str, Values]:
+def cut(step: Step, tile: Tile, numbers: Numbers, entry: int = 0) -> dict[str, Values]:
     """The parts of the factors that belong to a tile; `entry` is its place along the `row` axis."""
     rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
     across = is_across(step)
@@ -164,7 +169,7 @@ def cut(step: Step, tile: Tile, weight: Values, entry: int = 0) -> dict[str, Val
         stored = read(tile.start, tile.stop)
         if not kit(stored).is_all_finite(stored):
             raise not_finite(f"the trained tensor, elements {tile.start} to {tile.stop},")
-        value = kits.widen_like(stored, weight).reshape(weight.shape)
+        value = kits.widen(stored, numbers).reshape(tile.shape)
         parts[role] = value.T if across else value
     return parts
 
@@ -205,24 +210,22 @@ def _result_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read:
     if step.part is not None:
         sizes = step.hyper.sizes["out"], step.hyper.sizes["in"]
         height, width = sizes[::-1] if is_across(step) else sizes
-    weight = kits.zeros((height, width), numbers)
-    if step.change.tuned is not None:
-        for tile in grid(shape):
-            weight[tile.top : tile.bottom, tile.left : tile.right] = _leave(tile, before, read, numbers)
     whole = Tile(0, height * width, 0, height, 0, width)
     if step.change.delta is not None:
-        delta = delta_values(step, weight, whole)
+        delta = delta_values(step, whole, numbers)
         if step.part is not None:
             delta = delta[step.part[::-1] if is_across(step) else step.part]
         return delta.reshape(-1)
-    return _apply(step, weight, whole, 0).reshape(-1)
+    weight = kits.zeros((height, width), numbers)
+    for tile in grid(shape):
+        weight[tile.top : tile.bottom, tile.left : tile.right] = _leave(tile, before, read, numbers)
+    return _apply(step, weight, whole, numbers).reshape(-1)
 
 
 def _leave(tile: Tile, before: Sequence[Step], read: Read, numbers: Numbers) -> Values:
     """A tile of the tensor as the steps before leave it."""
     flat = kits.widen(read(tile.start, tile.stop), numbers)
-    weight = flat.reshape(tile.bottom - tile.top, tile.right - tile.left)
-    return tuned_values(weight, tile, before)
+    return tuned_values(flat.reshape(tile.shape), tile, before, numbers)
 
 
 def total_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: Read, numbers: Numbers) -> Values:
@@ -234,6 +237,6 @@ def total_of(step: Step, shape: tuple[int, ...], before: Sequence[Step], read: R
         weight = _leave(tile, before, read, numbers)
         if step.change.measure is None:
             raise TypeError("a step without `measure` needs no pass")
-        part = step.change.measure(weight.T if across else weight, cut(step, tile, weight), step.hyper)
+        part = step.change.measure(weight.T if across else weight, cut(step, tile, numbers), step.hyper)
         total[slice(tile.left, tile.right) if across else slice(tile.top, tile.bottom)] += part
     return total

@@ -35,7 +35,7 @@ class Session:
         """Numpy as the tiles want it, in a process of our own: its BLAS starts no threads, which would wait busily."""
         if self.alone and "numpy" not in sys.modules and "OPENBLAS_NUM_THREADS" not in os.environ:
             os.environ["OPENBLAS_NUM_THREADS"] = "1"
-            import_module("numpy")
+            import_module("wiseft_core.arrays").leave_blas_alone()
             del os.environ["OPENBLAS_NUM_THREADS"]  # what this process starts is not to have it
 
     def settle_torch(self) -> None:
