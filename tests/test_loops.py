@@ -35,7 +35,10 @@ def without(what, stored, values, factor, target):
 
 def agree(what, stored, values, factor, target):
     """Whether loops and arrays give the same bytes, or both leave the tile to somebody else."""
-    got, right = getattr(loops, what)(stored, values, factor, target), without(what, stored, values, factor, target)
+    got, right = (
+        getattr(loops, f"{what}_once")(stored, values, factor, target),
+        without(what, stored, values, factor, target),
+    )
     return (got is None and right is None) or (got.dtype == right.dtype and got.tobytes() == right.tobytes())
 
 
@@ -85,7 +88,7 @@ def test_rounding_against_fractions(target):
     stored = arrays.round_once(drawn.standard_normal(500), target)
     delta = drawn.standard_normal(500) * 2.0 ** drawn.integers(-12, 1, 500)
     sums = arrays.widen(stored) + delta * 0.3
-    got = arrays.widen(loops.moved(stored, delta, 0.3, target))
+    got = arrays.widen(loops.moved_once(stored, delta, 0.3, target))
     assert got.tolist() == [float(round_exact(float(value), target)) for value in sums]
 
 
@@ -110,19 +113,38 @@ def test_what_is_not_plain_is_left_to_others(target):
         for bad in (np.inf, -np.inf, np.nan):
             values = np.zeros(1024)
             stored = arrays.round_once(values, target)
-            assert loops.moved(stored, values, 1.0, target) is not None
+            assert loops.moved_once(stored, values, 1.0, target) is not None
             values[at] = bad
-            assert loops.moved(stored, values, 1.0, target) is None
-            assert loops.moved(arrays.round_once(values, target), np.zeros(1024), 1.0, target) is None
-    assert loops.moved(arrays.round_once(np.ones(4), target), np.full(4, 1e39), 1.0, target) is None
+            assert loops.moved_once(stored, values, 1.0, target) is None
+            assert loops.moved_once(arrays.round_once(values, target), np.zeros(1024), 1.0, target) is None
+    assert loops.moved_once(arrays.round_once(np.ones(4), target), np.full(4, 1e39), 1.0, target) is None
 
 
 def test_negative_zero_stays():
     """A base of -0.0 that nothing is added to keeps its sign, and another zero has none."""
     for target in KINDS:
         stored = arrays.round_once(np.array([-0.0, -0.0, 0.0, 1.0]), target)
-        got = arrays.widen(loops.moved(stored, np.array([0.0, 1.0, 0.0, -1.0]), 1.0, target))
+        got = arrays.widen(loops.moved_once(stored, np.array([0.0, 1.0, 0.0, -1.0]), 1.0, target))
         assert np.signbit(got).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("target", [*KINDS, "F64"])
+def test_wider_and_moved(target):
+    """In float64, of one or two axes, turned, cut and empty; neither operand changes."""
+    drawn = np.random.default_rng(2)
+    stored = every(target) if target != "F64" else drawn.standard_normal(4096)
+    for part in (stored[:4080], stored[4080:1:-3], stored[:0], np.frombuffer(stored.tobytes(), stored.dtype)):
+        wide = arrays.widen(part).copy()
+        assert loops.widen(part).tobytes() == wide.tobytes()
+        change = drawn.standard_normal(len(wide))
+        for c in (1.0, 0.3, -1e300, 5e-324):
+            with np.errstate(all="ignore"):
+                assert loops.moved(wide, change, c).tobytes() == (wide + change * c).tobytes()
+    base, change = np.resize(arrays.widen(stored), (80, 51)), np.asfortranarray(drawn.standard_normal((80, 51)))
+    before = base.tobytes(), change.tobytes()
+    for pair in ((base, change), (base.T, change.T), (base, change.copy()), (base[:, 3:40], change[:, 3:40])):
+        assert loops.moved(*pair, 0.3).tobytes() == (pair[0] + pair[1] * 0.3).tobytes()
+    assert (base.tobytes(), change.tobytes()) == before
 
 
 def test_memory_of_any_kind():
@@ -137,8 +159,8 @@ def test_memory_of_any_kind():
 
 def test_another_dtype_is_left_to_arrays():
     """float64, and results of another dtype than the base's, have no loop."""
-    assert loops.moved(np.ones(3), np.ones(3), 1.0, "F64") is None
-    assert loops.moved(np.ones(3, np.float32), np.ones(3), 1.0, "BF16") is None
+    assert loops.moved_once(np.ones(3), np.ones(3), 1.0, "F64") is None
+    assert loops.moved_once(np.ones(3, np.float32), np.ones(3), 1.0, "BF16") is None
 
 
 @pytest.fixture
@@ -154,7 +176,7 @@ def test_they_are_loaded_once_there_is_enough_to_do(fresh):
     assert loops.may_come()
     loops.expect(loops.AFTER)
     assert fresh.found is None
-    assert loops.moved(np.ones(3, np.float32), np.ones(3), 1.0, "F32") is None
+    assert loops.moved_once(np.ones(3, np.float32), np.ones(3), 1.0, "F32") is None
     loops.expect(1)
     assert fresh.found is compiled
     assert not loops.may_come()
@@ -177,14 +199,16 @@ def test_without_numba(fresh, monkeypatch):
     assert (fresh.found, fresh.is_tried, tried) == (None, True, ["numba"])
 
 
-@pytest.mark.parametrize("wrong", [f"{what}_{target.lower()}" for what in ("moved", "mixed") for target in KINDS])
+@pytest.mark.parametrize(
+    "wrong", ["moved", "wide_bf16", *(f"{what}_{target.lower()}" for what in ("moved", "mixed") for target in KINDS)]
+)
 def test_a_loop_that_computes_something_else_is_not_used(fresh, monkeypatch, wrong):
     """Here one that cuts where it should round, in one element of a tile."""
-    names = [name for name in vars(compiled) if name.startswith(("moved_", "mixed_"))]
+    names = [name for name in vars(compiled) if name.startswith(("moved", "mixed_", "wide_"))]
 
-    def cut(stored, values, factor, out):
-        is_plain = getattr(compiled, wrong)(stored, values, factor, out)
-        out[100] -= 1
+    def cut(*arguments):
+        is_plain = getattr(compiled, wrong)(*arguments)
+        arguments[-1][100] -= 1
         return is_plain
 
     broken = SimpleNamespace(**{name: cut if name == wrong else getattr(compiled, name) for name in names})

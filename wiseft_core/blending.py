@@ -134,7 +134,7 @@ class _Tuned(NamedTuple):
 
     def rounded(self, stored: Array, alpha: float, target: str) -> Array | None:
         """`onto` the stored weight, finished; None where no compiled loop does that."""
-        return loops.mixed(stored, self.values, alpha, target)
+        return loops.mixed_once(stored, self.values, alpha, target)
 
     def onto(self, weight: Values, alpha: float) -> Values:
         """The weight with that share of it."""
@@ -153,7 +153,7 @@ class _Delta(NamedTuple):
 
     def rounded(self, stored: Array, alpha: float, target: str) -> Array | None:
         """`onto` the stored weight, finished; None where no compiled loop does that."""
-        return loops.moved(stored, self.values, self.scale * alpha, target)
+        return loops.moved_once(stored, self.values, self.scale * alpha, target)
 
     def onto(self, weight: Values, alpha: float) -> Values:
         """The weight with that share of it."""

@@ -15,11 +15,22 @@ import numpy as np
 _fast: Any = numba.njit(inline="always")
 
 
-def _loop(stored: Any) -> Any:
-    """Compile a loop for this dtype of stored bits now, or take it from numba's cache on disk."""
-    bits, wide = numba.types.Array(stored, 1, "C", readonly=True), numba.types.Array(numba.float64, 1, "C", True)
-    signature = numba.boolean(bits, wide, numba.float64, numba.types.Array(stored, 1, "C"))
+_WIDE: Any = numba.float64
+
+
+def _array(item: Any, *, readonly: bool = True) -> Any:
+    """The type of an array of one axis."""
+    return numba.types.Array(item, 1, "C", readonly=readonly)
+
+
+def _now(signature: Any) -> Any:
+    """Compile a loop for one signature now, or take it from numba's cache on disk."""
     return numba.njit(signature, nogil=True, cache=True, error_model="numpy")
+
+
+def _loop(stored: Any) -> Any:
+    """Compile a loop from stored bits to stored bits."""
+    return _now(numba.boolean(_array(stored), _array(_WIDE), _WIDE, _array(stored, readonly=False)))
 
 
 @_fast
@@ -79,6 +90,20 @@ def _from_f32(bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 def _to_f32(value, bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     word = np.float32(value).view(np.uint32)
     return np.uint32(0x80000000) if value == 0.0 and bits == np.uint32(0x80000000) else word
+
+
+@_now(numba.void(_array(_WIDE), _array(_WIDE), _WIDE, _array(_WIDE, readonly=False)))
+def moved(base, delta, c, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """base + c·delta, in float64."""
+    for at in range(len(base)):
+        out[at] = base[at] + delta[at] * c
+
+
+@_now(numba.void(_array(numba.uint16), _array(_WIDE, readonly=False)))
+def wide_bf16(stored, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """In float64."""
+    for at in range(len(stored)):
+        out[at] = _from_bf16(stored[at])
 
 
 @_loop(numba.uint16)

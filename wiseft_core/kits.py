@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wiseft_core import arrays
+from wiseft_core import arrays, loops
 
 Values = Any
 """A torch tensor; or a numpy array, of one of `arrays.CARRIERS` as stored, and of float64 to compute with."""
@@ -37,7 +37,7 @@ class Numbers:
 
 def kit(values: Values) -> Any:
     """The module whose `product`, `moved`, `mix`, `ordered_sum`, `square_sum` and `root` are for such values."""
-    return arrays if isinstance(values, np.ndarray) else import_module("wiseft_core.numerics")
+    return loops if isinstance(values, np.ndarray) else import_module("wiseft_core.numerics")
 
 
 def placed(stored: Values, numbers: Numbers) -> Values:
@@ -48,7 +48,7 @@ def placed(stored: Values, numbers: Numbers) -> Values:
 def widen(stored: Values, numbers: Numbers, *, integer: bool = False) -> Values:
     """An owned, contiguous copy of stored values to compute with, where they are computed; integers as int64."""
     if isinstance(stored, np.ndarray):
-        return arrays.widen(stored)
+        return loops.widen(stored)
     import torch
 
     return kit(stored).widen(stored.to(numbers.device), torch.int64 if integer else numbers.compute)

@@ -1,7 +1,7 @@
-"""Compiled loops for tiles, loaded once there is so much to do that it pays: the same bits, with or without them.
+"""The arithmetic of `arrays`, by compiled loops once there is so much to do that it pays: the same bits either way.
 
-Ground floor, above `arrays`. numba is an extra (`fast`) and takes a third of a second to start, which is as long as it
-saves on some hundred million elements. What it compiles is checked against `arrays` before it is used.
+Ground floor, above `arrays`; `kits` gives this module for arrays. numba is an extra (`fast`) and takes a third of a
+second to start, as long as it saves on some hundred million elements. What it compiles is checked before it is used.
 """
 
 from __future__ import annotations
@@ -38,13 +38,38 @@ _KINDS: Final = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 _BITS: Final = {2: np.uint16, 4: np.uint32}
 
 
-def moved(stored: Array, delta: Array, c: float, target: str) -> Array | None:
+is_all_finite = arrays.is_all_finite
+mix, ordered_sum, product = arrays.mix, arrays.ordered_sum, arrays.product
+root, square_sum = arrays.root, arrays.square_sum
+
+
+def widen(stored: Array) -> Array:
+    """`arrays.widen`."""
+    found = _LOOPS.found
+    if found is None or stored.dtype != np.uint16 or stored.ndim != 1 or not stored.flags.c_contiguous:
+        return arrays.widen(stored)
+    wide = room(stored.shape, np.float64)
+    found.wide_bf16(stored, wide)
+    return wide
+
+
+def moved(base: Array, delta: Array, c: float) -> Array:
+    """`arrays.moved`."""
+    found = _LOOPS.found
+    if found is None or not (base.flags.c_contiguous and delta.flags.c_contiguous) or base.shape != delta.shape:
+        return arrays.moved(base, delta, c)
+    total = room(base.shape, np.float64)
+    found.moved(base.reshape(-1), delta.reshape(-1), c, total.reshape(-1))
+    return total
+
+
+def moved_once(stored: Array, delta: Array, c: float, target: str) -> Array | None:
     """stored + c·delta, by `arrays.moved` and `arrays.finished`; None where no loop does it, or it holds odd values."""
     return _run("moved", stored, delta, c, target)
 
 
-def mixed(stored: Array, tuned: Array, alpha: float, target: str) -> Array | None:
-    """stored + alpha·(tuned - stored), by `arrays.mix` and `arrays.finished`; None as for `moved`."""
+def mixed_once(stored: Array, tuned: Array, alpha: float, target: str) -> Array | None:
+    """stored + alpha·(tuned - stored), by `arrays.mix` and `arrays.finished`; None as for `moved_once`."""
     return _run("mixed", stored, tuned, alpha, target)
 
 
@@ -83,7 +108,7 @@ def _loaded() -> Any:
         found = import_module("wiseft_core.compiled")
     except Exception:  # no numba, no room for its cache, a processor that it does not know: numpy does it all
         return None
-    return found if all(_agrees(found, target) for target in _KINDS) else None
+    return found if all(_agrees(found, target) for target in _KINDS) and _agrees_wide(found) else None
 
 
 @arrays.quietly
@@ -99,3 +124,13 @@ def _agrees(found: Any, target: str) -> bool:
         if right is None or got is None or right.tobytes() != got.tobytes():
             return False
     return True
+
+
+@arrays.quietly
+def _agrees_wide(found: Any) -> bool:
+    """The same of the loops that end in float64."""
+    stored = np.arange(0, 1 << 16, 13, dtype=np.uint16)
+    wide, got, total = arrays.widen(stored), np.empty(len(stored)), np.empty(len(stored))
+    found.wide_bf16(stored, got)
+    found.moved(wide, got, 0.3, total)
+    return got.tobytes() == wide.tobytes() and total.tobytes() == arrays.moved(wide, wide, 0.3).tobytes()

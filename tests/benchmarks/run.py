@@ -1,11 +1,16 @@
 """Time `wiseft interpolate` beside `cp -r`, PEFT and a plain loop, on the same bytes, and print a Markdown table.
 
-    python tests/benchmarks/run.py [--scale 1|2] [--runs N] [--only NAME ...] [--work FOLDER]
+    python tests/benchmarks/run.py [--scale 1|2] [--runs N] [--only NAME ...] [--work FOLDER] [--full-cache]
 
 Every contestant is a process of its own and the runs are in turns (A B C, A B C, ...), after one copy that nobody
 times, so that the base is in the page cache. Between two runs the output is removed and the disk is synced, untimed.
 Times are medians; ratios are to the medians of `cp -r`, without and with fsync, in the same run: compare like with
 like. Memory is the largest peak of all runs.
+
+`--full-cache` fills the page cache with a file that nobody needs before each run, untimed, as on a machine that has
+been in use for a while. A virtual machine may give memory that is free for two seconds back to its host, and fault it
+in again page by page, which costs several times what writing to it does: whoever takes longer than two seconds pays,
+and `cp` does not.
 
 `--scale 2` doubles the layers and runs our command on both models, to show that its memory does not grow; then the exit
 code is 1 if it does. It is also 1 if our command needs more than 450 MB.
@@ -17,6 +22,7 @@ child's peak, so that nothing smaller than the parent, about 15 MB, can be measu
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import platform
 import shutil
@@ -64,11 +70,13 @@ def main() -> int:
         keys = chosen(asked.only, asked.scale)
         check_space(work, asked.scale, outputs=5 if any(key.endswith(SEVERAL) for key in keys) else 1)
         inputs = {scale: built(work, scale) for scale in range(1, asked.scale + 1)}
-        runs = in_turns(inputs[asked.scale], work / "out", keys, asked.runs)
+        compileall.compile_dir(CHECKOUT / "wiseft_core", quiet=2)  # as pip does where it installs
+        filler = work / "filler" if asked.full_cache else None
+        runs = in_turns(inputs[asked.scale], work / "out", keys, asked.runs, filler)
         print(facts(inputs[asked.scale], asked.runs), table(runs), sep="\n\n")
         ok = all(peak(runs[key]) < MEMORY_LIMIT for key in keys if key in OURS)
         if asked.scale > 1:
-            small = in_turns(inputs[1], work / "out", [key for key in keys if key in OURS], 1)
+            small = in_turns(inputs[1], work / "out", [key for key in keys if key in OURS], 1, filler)
             print("", memory_table(small, runs), sep="\n")
             ok = ok and all(peak(runs[key]) < GROWTH_LIMIT * peak(small[key]) for key in small)
     except Failure as failure:
@@ -93,6 +101,7 @@ def arguments() -> argparse.Namespace:
         default=Path(tempfile.gettempdir()) / "wiseft-benchmark",
         help="folder for inputs and outputs, kept for the next time; needs 21 GB free, 38 GB at scale 2 (%(default)s)",
     )
+    parser.add_argument("--full-cache", action="store_true", help="fill the page cache before each run")
     asked = parser.parse_args()
     if asked.runs < 1:
         parser.error("--runs: at least 1")
@@ -133,7 +142,7 @@ def built(work: Path, scale: int) -> Path:
     return folder
 
 
-def in_turns(inputs: Path, out: Path, keys: Sequence[str], count: int) -> dict[str, list[Run]]:
+def in_turns(inputs: Path, out: Path, keys: Sequence[str], count: int, filler: Path | None) -> dict[str, list[Run]]:
     """`count` runs of each contestant, in turns, with warm caches."""
     runs: dict[str, list[Run]] = {key: [] for key in keys}
     try:
@@ -142,6 +151,8 @@ def in_turns(inputs: Path, out: Path, keys: Sequence[str], count: int) -> dict[s
         for turn in range(count):
             for key in keys:
                 clear(out)
+                if filler is not None:
+                    fill_cache(filler, inputs)
                 runs[key].append(run(CONTESTANTS[key].command(inputs, out)))
                 check_output(inputs, out, key)
                 took = runs[key][-1]
@@ -155,6 +166,18 @@ def clear(out: Path) -> None:
     """Remove an output, and let the disk come to rest."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
+
+
+def fill_cache(filler: Path, inputs: Path) -> None:
+    """Leave no memory free: pages of an empty file, to be taken first, and behind them the inputs."""
+    filler.touch()
+    os.truncate(filler, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    files = sorted(path for path in inputs.rglob("*") if path.is_file())
+    buffer = bytearray(1 << 20)
+    for file in (*files, *files, filler, *files, *files):  # what is read twice stays longest
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
 
 
 def run(command: Sequence[str]) -> Run:
@@ -193,7 +216,9 @@ def facts(inputs: Path, count: int) -> str:
     files = len(list((inputs / "base").glob("*.safetensors")))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "peft", "transformers", "safetensors"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("numpy", "numba", "torch", "peft", "transformers", "safetensors")
+    )
     return (
         f"Base: {weight_bytes(inputs / 'base') / 1e9:.2f} GB of bfloat16 in {files} shards; r = 16 (or 128) on all "
         f"seven projections; alpha = 0.5 (PEFT: 1). Medians of {count}, runs in turns, warm page cache.  \n"
