@@ -165,6 +165,15 @@ class Bound:
             if name in part.plan.bindings
         )
 
+    def work(self, most: int) -> int:
+        """How many elements of one result numpy computes; counted no further than just beyond `most`."""
+        count = 0
+        for name in self.plan.bindings:
+            count += self.plan.outputs[name].numel if self.in_arrays(name) else 0
+            if count > most:
+                break
+        return count
+
     def _takes_arrays(self, part: Part, spec: StepSpec) -> bool:
         """`in_arrays` of one step."""
         stored = {part.adapter.specs[key].dtype for key in spec.factors.values()}

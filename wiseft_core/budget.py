@@ -1,9 +1,9 @@
 """How many threads a budget of memory allows.
 
 Verb floor, below `offline`: from specs alone. What a run needs does not depend on the size of the model: what the
-process has when it starts to compute, the headers and the plan included; and for each thread the tiles at hand, and the
-factors of the tensor that it is at and of the next. A change that is of a whole matrix needs that matrix too, some
-times over.
+process has when it starts to compute, the headers and the plan included; compiled loops, where they will be used; and
+for each thread the tiles at hand, and the factors of the tensor that it is at. A change that is of a whole matrix needs
+that matrix too, some times over.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from wiseft_core import loops
 from wiseft_core.bound import Bound, Part
 from wiseft_core.errors import ConfigError
 from wiseft_core.landings import UNCUT
@@ -43,9 +44,11 @@ def threads_within(memory: int | str, threads: int, bounds: Iterable[Bound], out
     Raises:
         ConfigError: It is not a size, or too little for one thread.
     """
-    budget = parse_size(memory) if isinstance(memory, str) else memory
+    budget, bounds = parse_size(memory) if isinstance(memory, str) else memory, tuple(bounds)
     once = _resident() + _ONCE + outputs * _OUTPUT
-    each = TILE * (64 + 16 * outputs) + 2 * max((_largest(bound) for bound in bounds), default=0)
+    if loops.may_come() and outputs * sum(bound.work(loops.AFTER) for bound in bounds) > loops.AFTER:
+        once += loops.MEMORY
+    each = TILE * (64 + 16 * outputs) + max((_largest(bound) for bound in bounds), default=0)
     if budget < once + each:
         raise ConfigError(
             "the memory budget is too small",

@@ -222,7 +222,9 @@ def run_tasks(
     cloned = [target.writer for target in every if target.writer.is_whole]
     rest = [[target for target in group if not target.writer.is_whole] for group in targets]
     done = Counter(run.progress, _to_write(rest, only))
-    loops.expect(_to_compute(rest, loops.AFTER))
+    if any(rest):
+        views = {id(target.view): target.view for target in every}
+        loops.expect(sum(view.bound.work(loops.AFTER) for view in views.values() if isinstance(view, StateDict)))
     lanes: Iterable[Iterator[Task]] = chain(
         (iter([partial(finish, writer)]) for writer in cloned),
         fill([group for group in rest if group], done, finish, only=only),
@@ -243,19 +245,6 @@ def _to_write(targets: Sequence[Sequence[Target]], only: Set[str] | None = None)
         for name, spec in target.writer.header.specs.items()
         if only is None or name in only
     )
-
-
-def _to_compute(targets: Sequence[Sequence[Target]], most: int) -> int:
-    """About how many elements are to be computed in arrays; it stops counting behind `most`."""
-    count = 0
-    for group in filter(None, targets):
-        for name, spec in group[0].writer.header.specs.items():
-            views = [t.view for t in group if isinstance(t.view, StateDict) and name in t.view.plan.bindings]
-            if views and views[0].bound.in_arrays(name):
-                count += spec.numel * len(views)
-            if count > most:
-                return count
-    return count
 
 
 def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]:
