@@ -142,6 +142,20 @@ def test_large_factors_need_more(tmp_path, monkeypatch):
     assert floors[1] - floors[0] >= 60 * (4096 + 512) * 12 // 10**6
 
 
+def test_a_factor_as_tall_as_a_large_tensor_is_not_held(tmp_path, monkeypatch):
+    """B of a tensor with very many rows is read by these: the floor does not grow with their number."""
+    monkeypatch.setattr(budget, "_resident", lambda: 0)
+    monkeypatch.setattr(loops, "_LOOPS", loops._Loops())
+    loops._LOOPS.is_tried = True
+    floors = []
+    for rows in (1 << 18, 1 << 21):
+        view = interpolate(*pair(tmp_path / str(rows), layers(1, rows, 64), 16), 0.3)
+        with pytest.raises(ConfigError) as refused:
+            budget.threads_within(1, 1, [view.bound], 1)
+        floors.append(refused.value.expected)
+    assert floors[0] == floors[1]
+
+
 def test_too_small_a_budget_is_exit_3_and_leaves_nothing(small, tmp_path):
     """Four lines with the number, and no output."""
     code, _, said = command(small, tmp_path / "out", "--memory", "64MB")

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from strategies import DTYPES, LEAST, factor_shapes
 from test_tiles import tile_of
 
-from wiseft_core import arrays, compiled, loops, tiles
+from wiseft_core import arrays, compiled, cutting, loops, tiles
 from wiseft_core.bound import Bound, Part
 from wiseft_core.errors import NotFinite
 from wiseft_core.families import FAMILIES, Hyper
@@ -253,6 +253,33 @@ def test_at_the_real_size_of_tiles(form, base, folder):
         assert isinstance(found, list) and len(found) >= 4
         assert found == wanted
         shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("layout", ["linear", "convolution", "transposed", "embedding"])
+@pytest.mark.parametrize("family", ["lora", "dora"])
+def test_factors_that_are_read_by_rows(family, layout, folder, monkeypatch):
+    """Where a factor is too large to be kept, and a tile is whole rows or a part of one: the same bytes."""
+    read = []
+    monkeypatch.setattr(cutting, "LARGE", 0)
+    monkeypatch.setattr(cutting, "_lines", lambda *given, real=cutting._lines: read.append(given[2:]) or real(*given))
+    for seed in range(6):
+        for tile in (1, 7, 64, tiles.TILE):
+            check(
+                folder, seed, [(family, layout)], "BF16", "F32", "F16", kinds=("plain", "plain"), tile=tile,
+                sizes=(1, 5, 16, 40), rank=3, alphas=[(0.3,), (1.0,)],
+            )  # fmt: skip
+    assert bool(read) == (layout in ("linear", "convolution"))
+
+
+def test_a_factor_that_is_read_by_rows_and_is_not_finite_is_refused(folder, monkeypatch):
+    """With the role and the rows, before a tile of them is finished."""
+    monkeypatch.setattr(cutting, "LARGE", 0)
+    draw = np.random.default_rng(0)
+    one = made(draw, "lora", "linear", (6, 4), 2, "F32", "plain")
+    one.tensors["B"][4, 1] = math.nan
+    bound = on_disk(Path(tempfile.mkdtemp(dir=folder)), {"w": values(draw, (6, 4), "F32", "plain")}, [one])
+    kind, where, *_ = outcome(bound, [(0.5,)], np.ndarray)
+    assert kind is NotFinite and "factor B, rows 0 to 6" in where
 
 
 @pytest.mark.parametrize("base", CARRIED)

@@ -18,6 +18,7 @@ from typing import Final
 
 from wiseft_core import loops
 from wiseft_core.bound import Bound, Part
+from wiseft_core.cutting import is_in_lines
 from wiseft_core.errors import ConfigError
 from wiseft_core.landings import UNCUT
 from wiseft_core.plans import Piece
@@ -64,12 +65,13 @@ def _largest(bound: Bound) -> int:
     most = 0
     for part in bound.parts:
         for binding in part.plan.bindings.values():
-            most = max(most, *(_bytes_of(bound, part, piece) for piece in binding.pieces), 0)
+            by_lines = bound.in_arrays(binding.name)
+            most = max(most, *(_bytes_of(bound, part, piece, by_lines) for piece in binding.pieces), 0)
     return most
 
 
-def _bytes_of(bound: Bound, part: Part, piece: Piece) -> int:
-    """`_largest` of one piece."""
+def _bytes_of(bound: Bound, part: Part, piece: Piece, by_lines: bool) -> int:
+    """`_largest` of one piece; `by_lines`: large factors are read as tiles need them."""
     total, wide = 0, BITS[bound.compute] // 8
     for spec in piece.steps:
         change = bound.change(spec)
@@ -77,6 +79,8 @@ def _bytes_of(bound: Bound, part: Part, piece: Piece) -> int:
             total += _MATRICES * math.prod(piece.shape) * wide
         for role, key in spec.factors.items():
             stored = part.adapter.specs[key]
+            if by_lines and is_in_lines(spec, role, change, stored):
+                continue
             if change.factors[role] != "out in" or spec.cut != UNCUT:  # else it is read tile by tile
                 total += stored.nbytes + stored.numel * wide
         total += sum(bound.base.specs[name].numel * 2 * wide for name in spec.beside.values())

@@ -19,6 +19,10 @@ from wiseft_core.layouts import LAYOUTS, matrix_shape
 from wiseft_core.plans import StepSpec
 from wiseft_core.sources import Source
 from wiseft_core.tiles import Read, Step, factor_matrix
+from wiseft_core.types import TensorSpec
+
+LARGE: Final = 1 << 20
+"""Elements of a factor that is not kept in memory, where its rows can be read as tiles need them."""
 
 KEPT: Final = 2
 """Packed factors of one adapter that are kept: those of the two parameters that a layer's experts have."""
@@ -78,15 +82,30 @@ def read_step(
         cut, part = cut._replace(out=None, into=None), (slice(*(cut.out or (0, out))), slice(*(cut.into or (0, into))))
     factors: dict[str, Values] = {}
     streams: dict[str, Read] = {}
+    lines: dict[str, Read] = {}
     for role, key in spec.factors.items():
         axes = change.factors[role]
         if axes == "out in":
             streams[role] = _value(source, key, spec, change)
             continue
+        if numbers.compute is None and is_in_lines(spec, role, change, source.specs[key]):
+            lines[role] = partial(_lines, source, key)
+            continue
         stored = _part(source, key, axes, cut, packed)
         factor = factor_matrix(stored, axes, key, numbers, integer=role in change.integers)
         factors[role] = factor[list(entries)] if axes.startswith("row") else factor
-    return Step(change, LAYOUTS[spec.layout], spec.hyper, factors, streams, part=part)
+    return Step(change, LAYOUTS[spec.layout], spec.hyper, factors, streams, lines, part=part)
+
+
+def is_in_lines(spec: StepSpec, role: str, change: Change, stored: TensorSpec) -> bool:
+    """Whether a factor is so large that its rows are read as tiles need them, and lies in its file by these rows."""
+    return (
+        stored.numel > LARGE
+        and change.factors[role] == "out rank"
+        and spec.cut == UNCUT
+        and LAYOUTS[spec.layout].rows == "out"
+        and not change.whole
+    )
 
 
 def _check(spec: StepSpec, change: Change) -> None:
@@ -149,6 +168,13 @@ def _value(source: Source, key: str, spec: StepSpec, change: Change) -> Read:
 def _read(source: Source, key: str, offset: int, start: int, stop: int) -> Values:
     """Elements [start, stop) behind an offset."""
     return source.read(key, offset + start, offset + stop)
+
+
+def _lines(source: Source, key: str, top: int, bottom: int) -> Values:
+    """Rows [top, bottom) of a tensor, with what its other axes have."""
+    shape = source.specs[key].shape
+    width = math.prod(shape[1:])
+    return source.read(key, top * width, bottom * width).reshape(bottom - top, *shape[1:])
 
 
 def _taken(values: Values, start: int, stop: int) -> Values:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, Protocol
 
 from wiseft_core import kits
@@ -78,6 +78,7 @@ class Step:
         hyper: What the family's formula reads besides.
         factors: Factors by role with the axes of `change.factors`, in the compute dtype; integers as int64.
         streams: Readers of the factors that have both axes; these are cut from the file, tile by tile.
+        lines: Readers of large factors `out rank`, by rows, where a tile's rows run along `out`.
         total: What `change.measure` found over whole rows; None where a tile holds whole rows.
         result: What a change that needs the whole matrix made of it, flat in stored order: its D, or tuned values.
         part: For such a change, the rows `out` and `in` of its matrix that the stored tensor is; None: all.
@@ -88,6 +89,7 @@ class Step:
     hyper: Hyper
     factors: Mapping[str, Values]
     streams: Mapping[str, Read]
+    lines: Mapping[str, Read] = field(default_factory=dict)
     total: Values | None = None
     result: Values | None = None
     part: tuple[slice, slice] | None = None
@@ -171,6 +173,9 @@ def cut(step: Step, tile: Tile, numbers: Numbers, entry: int = 0) -> dict[str, V
             raise not_finite(f"the trained tensor, elements {tile.start} to {tile.stop},")
         value = kits.widen(stored, numbers).reshape(tile.shape)
         parts[role] = value.T if across else value
+    for role, read in step.lines.items():
+        name = f"factor {role}, rows {tile.top} to {tile.bottom},"
+        parts[role] = factor_matrix(read(tile.top, tile.bottom), step.change.factors[role], name, numbers)
     return parts
 
 
