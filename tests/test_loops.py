@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import builtins
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from folders import tree
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import round_exact
+from test_budget import layers, pair
 
-from wiseft_core import arrays, loops
+from wiseft_core import arrays, compiled, interpolate, loops, save_checkpoint
 
 KINDS = ("BF16", "F16", "F32")
-compiled = pytest.importorskip("wiseft_core.compiled")
 
 
 @pytest.fixture(autouse=True)
@@ -142,8 +145,8 @@ def test_wider_and_moved(target):
                 assert loops.moved(wide, change, c).tobytes() == (wide + change * c).tobytes()
     base, change = np.resize(arrays.widen(stored), (80, 51)), np.asfortranarray(drawn.standard_normal((80, 51)))
     before = base.tobytes(), change.tobytes()
-    for pair in ((base, change), (base.T, change.T), (base, change.copy()), (base[:, 3:40], change[:, 3:40])):
-        assert loops.moved(*pair, 0.3).tobytes() == (pair[0] + pair[1] * 0.3).tobytes()
+    for one, other in ((base, change), (base.T, change.T), (base, change.copy()), (base[:, 3:40], change[:, 3:40])):
+        assert loops.moved(one, other, 0.3).tobytes() == (one + other * 0.3).tobytes()
     assert (base.tobytes(), change.tobytes()) == before
 
 
@@ -182,6 +185,14 @@ def test_they_are_loaded_once_there_is_enough_to_do(fresh):
     assert not loops.may_come()
 
 
+def test_where_numba_compiles_nothing():
+    """Loops in plain Python would take a thousand times as long: arrays do it."""
+    code = "from wiseft_core import loops; loops.expect(loops.AFTER + 1); print(loops._LOOPS.found, loops.may_come())"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "False"]
+
+
 def test_without_numba(fresh, monkeypatch):
     """Everything is left to arrays; nobody is told, for nothing is wrong, and it is not tried again."""
     real, tried = builtins.__import__, []
@@ -215,3 +226,15 @@ def test_a_loop_that_computes_something_else_is_not_used(fresh, monkeypatch, wro
     monkeypatch.setattr(loops, "import_module", lambda name: broken)
     loops.expect(loops.AFTER + 1)
     assert (fresh.found, fresh.is_tried) == (None, True)
+
+
+def test_a_job_has_the_same_tree_with_and_without(fresh, monkeypatch, tmp_path):
+    """A checkpoint of several tensors, written by threads; the job itself says what it expects."""
+    place = pair(tmp_path, {**layers(3, 96, 4096), "lm_head": (64, 512)})
+    view, trees = interpolate(*place, 0.3), []
+    for after in (1 << 40, 0):
+        monkeypatch.setattr(loops, "AFTER", after)
+        save_checkpoint(view, tmp_path / str(after), sync=False, threads=2)
+        trees.append(tree(tmp_path / str(after)))
+        assert fresh.found is (None if after else compiled)
+    assert trees[0] == trees[1]

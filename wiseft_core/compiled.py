@@ -12,6 +12,10 @@ from typing import Any
 import numba
 import numpy as np
 
+_config: Any = numba.config
+if _config.DISABLE_JIT:
+    raise ImportError("numba is told to compile nothing, and these loops are of no use without")
+
 _fast: Any = numba.njit(inline="always")
 
 

@@ -1,7 +1,7 @@
 """The arithmetic of `arrays`, by compiled loops once there is so much to do that it pays: the same bits either way.
 
-Ground floor, above `arrays`; `kits` gives this module for arrays. numba is an extra (`fast`) and takes a third of a
-second to start, as long as it saves on some hundred million elements. What it compiles is checked before it is used.
+Ground floor, above `arrays`; `kits` gives this module for arrays. numba is an extra (`fast`) that takes a third of a
+second to start, and keeps what it has compiled in a cache on disk. The loops are checked before they are used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from wiseft_core.rooms import room
 MEMORY: Final = 100 << 20
 """Bytes that a process has more of, once the loops are there."""
 
-AFTER: Final = 1 << 26
-"""Elements from which on it pays to load them."""
+AFTER: Final = 1 << 28
+"""Elements from which on it pays to load them: the first time, numba compiles for two or three seconds."""
 
 
 class _Loops:
