@@ -19,8 +19,8 @@ from wiseft_core.families import Change, Hyper
 from wiseft_core.kits import Numbers, Values, kit
 from wiseft_core.layouts import Layout, matrix_shape
 
-TILE: Final = 1 << 18
-"""Elements of a tile: few enough for the processor's cache, many enough to make the calls cheap."""
+TILE: Final = 1 << 19
+"""Elements of a tile: few enough for the processor's cache, many enough that threads seldom meet between calls."""
 
 
 class Tile(NamedTuple):
