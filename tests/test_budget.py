@@ -106,7 +106,7 @@ def test_any_budget_and_any_threads_give_the_same_tree(small, tmp_path, monkeypa
     monkeypatch.setattr(budget, "_resident", lambda: 100 << 20)
     allowed = set()
     for threads in (1, 2, 4):
-        for memory in ("150MB", 180 << 20, "9GB"):
+        for memory in ("180MB", 220 << 20, "9GB"):
             allowed.add(budget.threads_within(memory, threads, [view.bound], 1))
             out = tmp_path / f"{threads}-{memory}"
             save_checkpoint(view, out, sync=False, threads=threads, memory=memory)
