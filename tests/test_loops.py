@@ -177,17 +177,18 @@ def fresh(monkeypatch):
 def test_they_are_loaded_once_there_is_enough_to_do(fresh):
     """Not before, and what several jobs compute adds up."""
     assert loops.may_come()
-    loops.expect(loops.AFTER)
-    assert fresh.found is None
+    assert not loops.expect(loops.AFTER)
+    assert loops.expect(1)
     assert loops.moved_once(np.ones(3, np.float32), np.ones(3), 1.0, "F32") is None
-    loops.expect(1)
+    loops.load()
     assert fresh.found is compiled
     assert not loops.may_come()
+    assert not loops.expect(1)
 
 
 def test_where_numba_compiles_nothing():
     """Loops in plain Python would take a thousand times as long: arrays do it."""
-    code = "from wiseft_core import loops; loops.expect(loops.AFTER + 1); print(loops._LOOPS.found, loops.may_come())"
+    code = "from wiseft_core import loops; loops.load(); print(loops._LOOPS.found, loops.may_come())"
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None", "False"]
@@ -205,8 +206,8 @@ def test_without_numba(fresh, monkeypatch):
 
     monkeypatch.delitem(sys.modules, "wiseft_core.compiled")
     monkeypatch.setattr(builtins, "__import__", refused)
-    loops.expect(loops.AFTER + 1)
-    loops.expect(loops.AFTER + 1)
+    loops.load()
+    loops.load()
     assert (fresh.found, fresh.is_tried, tried) == (None, True, ["numba"])
 
 
@@ -224,7 +225,7 @@ def test_a_loop_that_computes_something_else_is_not_used(fresh, monkeypatch, wro
 
     broken = SimpleNamespace(**{name: cut if name == wrong else getattr(compiled, name) for name in names})
     monkeypatch.setattr(loops, "import_module", lambda name: broken)
-    loops.expect(loops.AFTER + 1)
+    loops.load()
     assert (fresh.found, fresh.is_tried) == (None, True)
 
 

@@ -18,8 +18,8 @@ from wiseft_core import arrays
 from wiseft_core.arrays import Array
 from wiseft_core.rooms import room
 
-MEMORY: Final = 100 << 20
-"""Bytes that a process has more of, once the loops are there."""
+MEMORY: Final = 140 << 20
+"""Bytes that a process has more of, once the loops are there, and once it has compiled them."""
 
 AFTER: Final = 1 << 28
 """Elements from which on it pays to load them: the first time, numba compiles for two or three seconds."""
@@ -73,11 +73,17 @@ def mixed_once(stored: Array, tuned: Array, alpha: float, target: str) -> Array 
     return _run("mixed", stored, tuned, alpha, target)
 
 
-def expect(count: int) -> None:
-    """Load the loops, if with `count` elements more there is enough for them; called before threads begin."""
+def expect(count: int) -> bool:
+    """Count elements that will be computed; whether there are enough by now to `load` the loops, which are not yet."""
     with _LOOPS.lock:
         _LOOPS.expected += count
-        if _LOOPS.expected > AFTER and not _LOOPS.is_tried:
+        return _LOOPS.expected > AFTER and not _LOOPS.is_tried
+
+
+def load() -> None:
+    """Load the loops, once: threads that compute meanwhile do without."""
+    with _LOOPS.lock:
+        if not _LOOPS.is_tried:
             _LOOPS.found, _LOOPS.is_tried = _loaded(), True
 
 

@@ -22,14 +22,15 @@ from wiseft_core.jobs import Job, check_size, digests_beside, plan_job, report_o
 from wiseft_core.record import check_resumable, finished, job_of, manifest_of, other_job, places
 from wiseft_core.report import Report
 from wiseft_core.running import Run
-from wiseft_core.sources import BaseLike
+from wiseft_core.sources import BaseLike, Source
 from wiseft_core.statedict import StateDict
-from wiseft_core.store.files import FILES
+from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
+from wiseft_core.store.shards import Shard
 from wiseft_core.store.sidecars import copy_sidecar
-from wiseft_core.store.writer import ShardWriter, write_file
-from wiseft_core.tasks import Counter, Progress, Target, compare, fill
+from wiseft_core.store.writer import ShardChecker, ShardWriter, write_file
+from wiseft_core.tasks import Counter, Progress, Target, fill
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,7 +143,7 @@ def _check_same(job: Job, folder: str, out: Path, there: Manifest, run: Run) -> 
         raise other_job(out / folder, "other files, or other content of a file beside the weights")
     try:
         with job.watched():
-            compare(job.shards, out / folder, job.views[folder], run.files, run.threads, run.progress)
+            _compare(job.shards, out / folder, job.views[folder], run.files, run.threads, run.progress)
     except (CheckpointError, NotFinite) as error:
         raise other_job(out / folder, f"{error.where}: {error.got}") from error
 
@@ -222,12 +223,11 @@ def run_tasks(
     cloned = [target.writer for target in every if target.writer.is_whole]
     rest = [[target for target in group if not target.writer.is_whole] for group in targets]
     done = Counter(run.progress, _to_write(rest, only))
-    if any(rest):
-        views = {id(target.view): target.view for target in every}
-        loops.expect(sum(view.bound.work(loops.AFTER) for view in views.values() if isinstance(view, StateDict)))
+    is_due = loops.expect(_to_compute(rest))
     lanes: Iterable[Iterator[Task]] = chain(
+        [iter([loops.load])] if is_due else [],
         (iter([partial(finish, writer)]) for writer in cloned),
-        fill([group for group in rest if group], done, finish, only=only),
+        fill([group for group in rest if group], done, finish, only=only, copies_first=is_due),
     )
     if isinstance(run.executor, ThreadPoolExecutor):
         executors.run(lanes, run.executor, window=2 * run.executor._max_workers)
@@ -245,6 +245,38 @@ def _to_write(targets: Sequence[Sequence[Target]], only: Set[str] | None = None)
         for name, spec in target.writer.header.specs.items()
         if only is None or name in only
     )
+
+
+def _to_compute(targets: Sequence[Sequence[Target]]) -> int:
+    """About how many elements are still to be computed; counted no further than what compiled loops are loaded for."""
+    views = {id(target.view): target.view for target in chain.from_iterable(targets)}
+    return sum(view.bound.work(loops.AFTER) for view in views.values() if isinstance(view, StateDict))
+
+
+def _compare(
+    shards: Sequence[Shard],
+    folder: Path,
+    view: StateDict | Source,
+    files: Files,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    """Compare the shards in a folder with what would be written; nothing is.
+
+    Raises:
+        CheckpointError: One is missing, or has another byte.
+        WiseftError: As for what would be written.
+    """
+    targets: list[Target] = []
+    done = Counter(progress, sum(shard.header.payload for shard in shards))
+    try:
+        for shard in shards:
+            targets.append(Target(ShardChecker(folder / shard.name, shard.header, files), view))
+        with ThreadPoolExecutor(threads) as pool:
+            executors.run(fill([[target] for target in targets], done, lambda checker: None), pool, window=2 * threads)
+    finally:
+        for target in targets:
+            target.writer.abort()
 
 
 def write_beside(job: Job, folder: Path, run: Run) -> dict[str, tuple[int, str]]:

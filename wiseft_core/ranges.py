@@ -108,7 +108,8 @@ class Range:
                 got="wiseft_core {} with numpy {} and torch {}".format(*BUILD),
                 hint="install the same versions for every worker: then the bits are the same too",
             )
-        loops.expect(sum(part.nbytes // part.item for part in self.parts if isinstance(part, Computed)))
+        if loops.expect(sum(part.nbytes // part.item for part in self.parts if isinstance(part, Computed))):
+            loops.load()
         done, once = Counter(None, 0), dict[str, Once]()
         with ExitStack() as opened:
             writers = list[RangeWriter]()

@@ -6,10 +6,9 @@ Verb floor, below `offline`: it knows where bytes come from and where they go, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from itertools import takewhile
 from threading import Lock
 from typing import Final, NamedTuple, Protocol
 
@@ -17,16 +16,15 @@ import numpy as np
 
 from wiseft_core.blending import Share
 from wiseft_core.bound import Bound, Prepared
-from wiseft_core.executors import Task, run
+from wiseft_core.executors import Task
 from wiseft_core.kits import Values
 from wiseft_core.sources import Source
 from wiseft_core.spans import Span
 from wiseft_core.statedict import StateDict
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.store.excerpt import Excerpt
-from wiseft_core.store.files import Buffer, Files
-from wiseft_core.store.shards import Shard
-from wiseft_core.store.writer import ShardChecker, ShardWriter
+from wiseft_core.store.files import Buffer
+from wiseft_core.store.writer import ShardWriter
 from wiseft_core.types import TensorSpec
 
 Progress = Callable[[int, int], None]
@@ -67,6 +65,7 @@ def fill(
     finish: Callable[[ShardWriter], None],
     *,
     only: Set[str] | None = None,
+    copies_first: bool = False,
 ) -> Iterator[Iterator[Task]]:
     """Everything that fills the shards: for each its tasks, in the order in which the bytes lie on disk.
 
@@ -78,6 +77,7 @@ def fill(
         done: Told of bytes written.
         finish: Called with each writer by the last of its tasks to end, in whichever thread that runs.
         only: The tensors to write, the others being there already; None: all.
+        copies_first: Put in front what begins with bytes that are only copied: what computes is not ready yet.
     """
 
     def filled(targets: Sequence[Target]) -> Iterator[Task]:
@@ -87,7 +87,10 @@ def fill(
                 yield from map(last.one_of, _tensor(targets, name, spec, done))
         yield last.end
 
-    return map(filled, sorted(shards, key=_effort, reverse=True))
+    def order(targets: Sequence[Target]) -> tuple[int, int]:
+        return _copied_first(targets) if copies_first else 0, _effort(targets)
+
+    return map(filled, sorted(shards, key=order, reverse=True))
 
 
 def _effort(targets: Sequence[Target]) -> int:
@@ -97,36 +100,17 @@ def _effort(targets: Sequence[Target]) -> int:
     return sum(spec.nbytes * (COMPUTED if name in touched else 1) for name, spec in specs.items())
 
 
+def _copied_first(targets: Sequence[Target]) -> int:
+    """How many bytes a shard begins with that are only copied."""
+    view, specs = targets[0].view, targets[0].writer.header.specs
+    touched = view.plan.bindings if isinstance(view, StateDict) else ()
+    return sum(spec.nbytes for _, spec in takewhile(lambda item: item[0] not in touched, specs.items()))
+
+
 def _finish(targets: Sequence[Target], finish: Callable[[ShardWriter], None]) -> None:
     """Finish a shard of every output."""
     for target in targets:
         finish(target.writer)
-
-
-def compare(
-    shards: Sequence[Shard],
-    folder: Path,
-    view: StateDict | Source,
-    files: Files,
-    threads: int,
-    progress: Progress | None,
-) -> None:
-    """Compare the shards in a folder with what would be written; nothing is.
-
-    Raises:
-        CheckpointError: One is missing, or has another byte.
-        WiseftError: As for what would be written.
-    """
-    targets: list[Target] = []
-    done = Counter(progress, sum(shard.header.payload for shard in shards))
-    try:
-        for shard in shards:
-            targets.append(Target(ShardChecker(folder / shard.name, shard.header, files), view))
-        with ThreadPoolExecutor(threads) as pool:
-            run(fill([[target] for target in targets], done, lambda checker: None), pool, window=2 * threads)
-    finally:
-        for target in targets:
-            target.writer.abort()
 
 
 @dataclass(frozen=True, slots=True)
