@@ -2,7 +2,8 @@
 
 Ground floor: numba, from the extra `fast`, and nothing of the package; only `loops` imports it. Each loop reads stored
 bits, computes in float64 and rounds once, by the same operations as `arrays`, in the same order and never fused. A loop
-returns False, and what it wrote is void, where anything is no plain number.
+returns False, and what it wrote is void, where anything is no plain number. The loops are written out: what numba
+makes of functions that close over others is compiled anew in each process.
 """
 
 from __future__ import annotations
