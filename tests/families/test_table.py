@@ -31,15 +31,15 @@ def test_the_table_is_what_the_records_say():
 
 
 def test_errors_are_what_the_table_states():
-    """Each family is measured now; what is stated is a third of that to three times as much.
+    """Each family is measured now; what is stated is half of that to three times as much.
 
-    The errors are those of PEFT's float32 products, whose order of summing is the processor's: from one to another
-    loha's went from 1.8 to 3.5, and delora's from 3.3 to 1.9.
+    The errors are those of PEFT's float32 products, whose order of summing is the processor's: on another than the
+    stated ones are from, loha's is 3.5 where 2.4 is stated, and delora's 1.9 where 4.3 is.
     """
     errors, said = table.measured(), stated()
     assert errors.keys() == FAMILIES.keys()
     for name, error in errors.items():
-        assert error / 3 <= float(said[name]) <= 3 * error + 0.1, name
+        assert error / 2 <= float(said[name]) <= 3 * error + 0.1, name
 
 
 @pytest.mark.parametrize("name", FAMILIES)
