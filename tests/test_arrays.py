@@ -322,8 +322,8 @@ def digest():
 
 def digest_with(first="pass", **settings):
     """The digest as a process with these settings of its environment has it, after a `first` statement."""
-    here = os.path.dirname(__file__)
-    paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    package = os.path.dirname(os.path.dirname(arrays.__file__))
+    paths = os.pathsep.join([os.path.dirname(__file__), package, os.environ.get("PYTHONPATH", "")])
     code = f"from wiseft_core import arrays; import test_arrays; {first}; print(test_arrays.digest())"
     kept = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
     environment = {**kept, "PYTHONPATH": paths, **settings}

@@ -16,10 +16,11 @@ import torch
 from folders import tree
 from safetensors.torch import save_file
 
+import wiseft_core
 from wiseft_core import budget, interpolate, loops, save_checkpoint
 from wiseft_core.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(wiseft_core.__file__).parents[1]
 
 
 def pair(folder: Path, shapes: dict[str, tuple[int, int]], rank: int = 4, **config: object) -> tuple[Path, Path]:

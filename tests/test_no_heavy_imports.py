@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+import wiseft_core
+
+ROOT = Path(wiseft_core.__file__).parents[1]
 HEAVY = ("transformers", "peft", "jax", "typer", "rich", "accelerate", "huggingface_hub", "pandas", "hypothesis",
          "matplotlib")  # fmt: skip
 PROBE = """
