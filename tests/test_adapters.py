@@ -32,7 +32,7 @@ from wiseft_core import (
     save_adapter,
     verify,
 )
-from wiseft_core.store.files import faults
+from wiseft_core.store.faults import faults
 
 MODULES = ["model.layers.0.q_proj", "model.layers.1.q_proj"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

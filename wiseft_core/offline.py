@@ -24,12 +24,13 @@ from wiseft_core.report import Report
 from wiseft_core.running import Run
 from wiseft_core.sources import BaseLike, Source
 from wiseft_core.statedict import StateDict
+from wiseft_core.store.checker import ShardChecker
 from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.manifest import MANIFEST, Manifest
 from wiseft_core.store.publish import Staging
 from wiseft_core.store.shards import Shard
 from wiseft_core.store.sidecars import copy_sidecar
-from wiseft_core.store.writer import ShardChecker, ShardWriter, write_file
+from wiseft_core.store.writer import ShardWriter, write_file
 from wiseft_core.tasks import Counter, Progress, Target, fill
 
 if TYPE_CHECKING:

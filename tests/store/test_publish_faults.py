@@ -11,7 +11,8 @@ import pytest
 from store.publish_job import Seam, make, make_base, start, tree
 
 from wiseft_core.errors import Fault
-from wiseft_core.store.files import FILES, faults
+from wiseft_core.store.faults import faults
+from wiseft_core.store.files import FILES
 from wiseft_core.store.publish import Staging
 
 

@@ -19,7 +19,7 @@ from wiseft_core.errors import CheckpointError, show
 from wiseft_core.interpolation import sweep
 from wiseft_core.offline import save_checkpoint
 from wiseft_core.schedules import canonical
-from wiseft_core.store.files import faults
+from wiseft_core.store.faults import faults
 from wiseft_core.verification import verify
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from wiseft_core.cli import output
 from wiseft_core.cli.experiments import app
 from wiseft_core.cli.session import Session
 from wiseft_core.errors import Fault, WiseftError
-from wiseft_core.store.files import HINTS
+from wiseft_core.store.faults import HINTS
 
 
 class BadCommandLine(WiseftError):

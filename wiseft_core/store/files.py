@@ -13,47 +13,17 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from wiseft_core.errors import CheckpointError, Fault
+from wiseft_core.errors import CheckpointError
+from wiseft_core.store.faults import faults
 
 Buffer = bytes | bytearray | memoryview
 
-HINTS = {
-    errno.ENOSPC: "free some space on that disk, or write somewhere else",
-    errno.EDQUOT: "the quota of that disk is used up",
-    errno.EROFS: "that file system is read-only: write somewhere else",
-    errno.EACCES: "check the permissions of that path",
-    errno.EPERM: "check the permissions of that path",
-    errno.EIO: "the disk or network below reports an error: check it before you trust what it holds",
-    errno.EFBIG: "the file size limit of this process or file system is too small",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
 COPY_CHUNK = 1 << 26
 FICLONE = 0x40049409
 """Linux's request to share the extents of two files (`ioctl_ficlone`)."""
-
-
-@contextmanager
-def faults(action: str, path: object) -> Iterator[None]:
-    """Turn an OSError raised inside into our error that names `action` and `path`."""
-    try:
-        yield
-    except (CheckpointError, Fault):
-        raise
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}", expected="a path that exists", got="no such file or folder", hint="check the spelling"
-        ) from error
-    except OSError as error:
-        code = error.errno or 0
-        raise Fault(
-            f"{path} — cannot {action}",
-            expected=f"the operating system to {action}",
-            got=f"{errno.errorcode.get(code, code)}: {os.strerror(code) if code else error}",
-            hint=HINTS.get(code, "see the message of the operating system above"),
-        ) from error
 
 
 class Files:

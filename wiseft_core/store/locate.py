@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from wiseft_core.errors import CheckpointError, ConfigError, Unsupported, listed, show
-from wiseft_core.store.files import FILES, Files, faults
+from wiseft_core.store.faults import faults
+from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.strict_json import as_mapping, read_json
 
 STEMS: Final = ("model", "diffusion_pytorch_model")

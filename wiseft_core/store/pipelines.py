@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from wiseft_core.errors import CheckpointError, Unsupported, WiseftError, listed
-from wiseft_core.store.files import Files, faults
+from wiseft_core.store.faults import faults
+from wiseft_core.store.files import Files
 from wiseft_core.store.locate import FOREIGN, SUFFIX, Place, chosen, locate, snapshot, spelled
 from wiseft_core.store.strict_json import as_mapping, read_json
 

@@ -15,8 +15,8 @@ from typing import Final, Self
 
 from blake3 import blake3
 
-from wiseft_core.errors import CheckpointError
-from wiseft_core.store.files import Buffer, Files, faults
+from wiseft_core.store.faults import faults
+from wiseft_core.store.files import Buffer, Files
 from wiseft_core.store.header import Header
 from wiseft_core.store.reader import TensorFile
 from wiseft_core.store.trail import Trail
@@ -212,40 +212,6 @@ class ShardWriter:
         with self._lock:
             self._left[name] -= count
         return self.header.start + self.header.offsets[name] + start
-
-
-class ShardChecker(ShardWriter):
-    """A shard that is there already, in the place of its writer: what would be written is compared with what is.
-
-    Args:
-        path: Where it is; it is opened for reading alone.
-        header: The header that it should have.
-        files: The seam to read through.
-    Raises:
-        CheckpointError: There is no such file, or its header or, later, another byte of it is another one.
-        Fault: The operating system fails.
-    """
-
-    def __init__(self, path: Path, header: Header, files: Files) -> None:
-        self._begin(path, header, files, header.specs)
-        self._descriptor = files.open_read(path)
-        try:
-            self._put("the header", 0, memoryview(header.raw))
-        except BaseException:
-            self.abort()
-            raise
-
-    def _put(self, name: str, offset: int, view: memoryview) -> None:
-        """Refuse a file that has not these bytes at `offset`."""
-        found = memoryview(bytearray(len(view)))
-        self._files.read_into(self._open(), found, offset, self.path)
-        if found != view:
-            raise CheckpointError(
-                f"{self.path} — {name}",
-                expected="the bytes that this job would write",
-                got="other bytes",
-                hint="choose another folder for the output, or remove this one yourself",
-            )
 
 
 def write_file(path: Path, data: bytes, files: Files, sync: bool) -> str:
