@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +23,10 @@ from wiseft_core.store.faults import faults
 Buffer = bytes | bytearray | memoryview
 
 COPY_CHUNK = 1 << 26
-FICLONE = 0x40049409
-"""Linux's request to share the extents of two files (`ioctl_ficlone`)."""
+FICLONERANGE = 0x4020940D
+"""Linux's request that two files share extents (`ioctl_ficlonerange`), with descriptor, start, count and offset."""
+SHARED = 1 << 20
+"""Bytes from which on it pays to share them: each request is a transaction of the file system."""
 
 
 class Files:
@@ -104,7 +107,13 @@ class Files:
                 done += count
 
     def copy_range(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> None:
-        """Copy `count` bytes inside the kernel where it can (shared extents included), by read and write elsewhere."""
+        """Copy `count` bytes: share what can be shared, copy inside the kernel where it can, else read and write."""
+        low, high = self.share(source, start, target, offset, count, path)
+        for first, stop in ((offset, low), (high, offset + count)):
+            self._copy(source, start + first - offset, target, first, stop - first, path)
+
+    def _copy(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> None:
+        """`copy_range` of what is not shared."""
         done = 0
         with faults("copy into it", path):
             while done < count:
@@ -124,9 +133,26 @@ class Files:
 
     def clone(self, source: int, target: int, path: object) -> bool:
         """Let an empty file share the extents of another; False where the file system cannot, and nothing is done."""
+        return self.clone_range(source, 0, target, 0, 0, path)
+
+    def share(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> tuple[int, int]:
+        """Let two files share what they can of `count` bytes that are to be copied: the blocks that are whole in both.
+
+        From and to which byte of the target that was done; twice the same where the file system cannot, or the bytes
+        do not lie in blocks alike, or are too few.
+        """
+        block = os.fstatvfs(target).f_bsize if count >= SHARED else 0
+        low, high = (offset + -offset % block, offset + count - (offset + count) % block) if block else (0, 0)
+        if high - low < SHARED or (offset - start) % block:
+            return offset, offset
+        done = self.clone_range(source, start + low - offset, target, low, high - low, path)
+        return (low, high) if done else (offset, offset)
+
+    def clone_range(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> bool:
+        """Let whole blocks of two files share their extents, to the source's end if `count` is 0; False as `clone`."""
         with faults("clone into it", path):
             try:
-                fcntl.ioctl(target, FICLONE, source)
+                fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, start, count, offset))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                     raise

@@ -118,12 +118,15 @@ class ShardWriter:
             Fault: The operating system fails to copy them.
         """
         # The kernel would copy page by page, and what it copied would have to be read again for the digest.
-        offset, buffer, done = self._claim(name, start, nbytes), memoryview(bytearray(min(COPY, nbytes))), 0
-        while done < nbytes:
-            piece = buffer[: min(COPY - (offset + done) % COPY, nbytes - done)]  # whole pages, but for the ends
-            self._files.read_into(source_descriptor, piece, source_offset + done, origin or f"the source of {name}")
-            self._put(name, offset + done, piece)
-            done += len(piece)
+        at, buffer = self._claim(name, start, nbytes), memoryview(bytearray(min(COPY, nbytes)))
+        shift, stop = source_offset - at, at + nbytes
+        low, high = self._share(source_descriptor, source_offset, at, nbytes)
+        while at < stop:
+            edge = next((edge for edge in (low, high) if at < edge), stop)
+            piece = buffer[: min(COPY - at % COPY, edge - at)]  # whole pages, but for the ends
+            self._files.read_into(source_descriptor, piece, at + shift, origin or f"the source of {name}")
+            self._put(name, at, piece, is_there=low <= at < high)
+            at += len(piece)
 
     def wrote(self, name: str, nbytes: int) -> None:
         """Count bytes of a tensor that another process has written."""
@@ -183,12 +186,17 @@ class ShardWriter:
                 self._descriptor = self._files.open_write(self.path)
             return self._descriptor
 
-    def _put(self, name: str, offset: int, view: memoryview) -> None:
-        """Put bytes of a tensor at `offset` of the file."""
-        self._files.write_at(self._open(), view, offset, self.path)
+    def _share(self, source: int, start: int, offset: int, count: int) -> tuple[int, int]:
+        """Share what is possible of bytes that are to be copied; from and to where in the file that was done."""
+        return self._files.share(source, start, self._open(), offset, count, self.path)
+
+    def _put(self, name: str, offset: int, view: memoryview, *, is_there: bool = False) -> None:
+        """Put bytes of a tensor at `offset` of the file, if they are not there yet."""
+        if not is_there:
+            self._files.write_at(self._open(), view, offset, self.path)
         if self._trail is not None:
             self._trail.add(offset, view)
-        if self._flows:
+        if self._flows and not is_there:
             self._flow(offset, offset + len(view))
 
     def _flow(self, start: int, stop: int) -> None:
