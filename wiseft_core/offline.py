@@ -274,7 +274,7 @@ def _compare(
         for shard in shards:
             targets.append(Target(ShardChecker(folder / shard.name, shard.header, files), view))
         with ThreadPoolExecutor(threads) as pool:
-            executors.run(fill([[target] for target in targets], done, lambda checker: None), pool, window=2 * threads)
+            executors.run(fill([[target] for target in targets], done, ShardWriter.abort), pool, window=2 * threads)
     finally:
         for target in targets:
             target.writer.abort()

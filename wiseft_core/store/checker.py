@@ -27,12 +27,14 @@ class ShardChecker(ShardWriter):
 
     def __init__(self, path: Path, header: Header, files: Files) -> None:
         self._begin(path, header, files, header.specs)
-        self._descriptor = files.open_read(path)
         try:
             self._put("the header", 0, memoryview(header.raw))
-        except BaseException:
-            self.abort()
-            raise
+        finally:
+            self._close()
+
+    def _again(self) -> int:
+        """A descriptor on the file, to read it alone."""
+        return self._files.open_read(self.path)
 
     def _share(self, source: int, start: int, offset: int, count: int) -> tuple[int, int]:
         """Nothing is shared: every byte is compared."""

@@ -27,6 +27,8 @@ FICLONERANGE = 0x4020940D
 """Linux's request that two files share extents (`ioctl_ficlonerange`), with descriptor, start, count and offset."""
 SHARED = 1 << 20
 """Bytes from which on it pays to share them: each request is a transaction of the file system."""
+BLOCK = 1 << 16
+"""Bytes that are whole blocks of any file system that can share."""
 
 
 class Files:
@@ -108,7 +110,7 @@ class Files:
 
     def copy_range(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> None:
         """Copy `count` bytes: share what can be shared, copy inside the kernel where it can, else read and write."""
-        low, high = self.share(source, start, target, offset, count, path)
+        low, high = share(self, source, start, target, offset, count, path)
         for first, stop in ((offset, low), (high, offset + count)):
             self._copy(source, start + first - offset, target, first, stop - first, path)
 
@@ -131,25 +133,11 @@ class Files:
                     moved = len(piece)
                 done += moved
 
-    def clone(self, source: int, target: int, path: object) -> bool:
-        """Let an empty file share the extents of another; False where the file system cannot, and nothing is done."""
-        return self.clone_range(source, 0, target, 0, 0, path)
+    def clone(self, source: int, target: int, path: object, start: int = 0, offset: int = 0, count: int = 0) -> bool:
+        """Let a file share whole blocks of another, all from `start` on where `count` is 0.
 
-    def share(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> tuple[int, int]:
-        """Let two files share what they can of `count` bytes that are to be copied: the blocks that are whole in both.
-
-        From and to which byte of the target that was done; twice the same where the file system cannot, or the bytes
-        do not lie in blocks alike, or are too few.
+        False where the file system cannot, and nothing is done.
         """
-        block = os.fstatvfs(target).f_bsize if count >= SHARED else 0
-        low, high = (offset + -offset % block, offset + count - (offset + count) % block) if block else (0, 0)
-        if high - low < SHARED or (offset - start) % block:
-            return offset, offset
-        done = self.clone_range(source, start + low - offset, target, low, high - low, path)
-        return (low, high) if done else (offset, offset)
-
-    def clone_range(self, source: int, start: int, target: int, offset: int, count: int, path: object) -> bool:
-        """Let whole blocks of two files share their extents, to the source's end if `count` is 0; False as `clone`."""
         with faults("clone into it", path):
             try:
                 fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, start, count, offset))
@@ -259,6 +247,19 @@ class Files:
 
 
 FILES = Files()
+
+
+def share(files: Files, source: int, start: int, target: int, offset: int, count: int, path: object) -> tuple[int, int]:
+    """Let two files share what they can of `count` bytes that are to be copied: the blocks that are whole in both.
+
+    From and to which byte of the target that was done; twice the same where the file system cannot, the bytes do not
+    lie in blocks alike, or are too few.
+    """
+    low, high = offset + -offset % BLOCK, offset + count - (offset + count) % BLOCK
+    is_worth = high - low >= SHARED and (offset - start) % BLOCK == 0
+    if is_worth and files.clone(source, target, path, start + low - offset, low, high - low):
+        return low, high
+    return offset, offset
 
 
 def names_below(folder: Path, files: Files, prefix: str = "") -> Iterator[str]:

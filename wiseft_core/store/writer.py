@@ -16,7 +16,7 @@ from typing import Final, Self
 from blake3 import blake3
 
 from wiseft_core.store.faults import faults
-from wiseft_core.store.files import Buffer, Files
+from wiseft_core.store.files import Buffer, Files, share
 from wiseft_core.store.header import Header
 from wiseft_core.store.reader import TensorFile
 from wiseft_core.store.trail import Trail
@@ -183,12 +183,16 @@ class ShardWriter:
             if self._ended:
                 raise RuntimeError(f"{self.path}: written to after it was closed")
             if self._descriptor is None:
-                self._descriptor = self._files.open_write(self.path)
+                self._descriptor = self._again()
             return self._descriptor
+
+    def _again(self) -> int:
+        """A descriptor on the file, to go on with it."""
+        return self._files.open_write(self.path)
 
     def _share(self, source: int, start: int, offset: int, count: int) -> tuple[int, int]:
         """Share what is possible of bytes that are to be copied; from and to where in the file that was done."""
-        return self._files.share(source, start, self._open(), offset, count, self.path)
+        return share(self._files, source, start, self._open(), offset, count, self.path)
 
     def _put(self, name: str, offset: int, view: memoryview, *, is_there: bool = False) -> None:
         """Put bytes of a tensor at `offset` of the file, if they are not there yet."""
