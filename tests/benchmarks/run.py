@@ -1,16 +1,14 @@
 """Time `wiseft interpolate` beside `cp -r`, PEFT and a plain loop, on the same bytes, and print a Markdown table.
 
-    python tests/benchmarks/run.py [--scale 1|2] [--runs N] [--only NAME ...] [--work FOLDER] [--full-cache]
+    python tests/benchmarks/run.py [--scale 1|2] [--runs N] [--only NAME ...] [--work FOLDER] [--warm-memory]
 
 Every contestant is a process of its own and the runs are in turns (A B C, A B C, ...), after one copy that nobody
 times, so that the base is in the page cache. Between two runs the output is removed and the disk is synced, untimed.
 Times are medians; ratios are to the medians of `cp -r`, without and with fsync, in the same run: compare like with
 like. Memory is the largest peak of all runs.
 
-`--full-cache` fills the page cache with a file that nobody needs before each run, untimed, as on a machine that has
-been in use for a while. A virtual machine may give memory that is free for two seconds back to its host, and fault it
-in again page by page, which costs several times what writing to it does: whoever takes longer than two seconds pays,
-and `cp` does not.
+`--warm-memory` uses all memory before each run, untimed, and frees twice the base's size. A virtual machine may give
+what is free for two seconds back to its host, and fault it in again: who is slower than that pays, `cp` does not.
 
 `--scale 2` doubles the layers and runs our command on both models, to show that its memory does not grow; then the exit
 code is 1 if it does. It is also 1 if our command needs more than 450 MB.
@@ -71,7 +69,7 @@ def main() -> int:
         check_space(work, asked.scale, outputs=5 if any(key.endswith(SEVERAL) for key in keys) else 1)
         inputs = {scale: built(work, scale) for scale in range(1, asked.scale + 1)}
         compileall.compile_dir(CHECKOUT / "wiseft_core", quiet=2)  # as pip does where it installs
-        filler = work / "filler" if asked.full_cache else None
+        filler = work / "filler" if asked.warm_memory else None
         runs = in_turns(inputs[asked.scale], work / "out", keys, asked.runs, filler)
         print(facts(inputs[asked.scale], asked.runs), table(runs), sep="\n\n")
         ok = all(peak(runs[key]) < MEMORY_LIMIT for key in keys if key in OURS)
@@ -101,7 +99,7 @@ def arguments() -> argparse.Namespace:
         default=Path(tempfile.gettempdir()) / "wiseft-benchmark",
         help="folder for inputs and outputs, kept for the next time; needs 21 GB free, 38 GB at scale 2 (%(default)s)",
     )
-    parser.add_argument("--full-cache", action="store_true", help="fill the page cache before each run")
+    parser.add_argument("--warm-memory", action="store_true", help="use all memory before each run, and free some")
     asked = parser.parse_args()
     if asked.runs < 1:
         parser.error("--runs: at least 1")
@@ -152,7 +150,7 @@ def in_turns(inputs: Path, out: Path, keys: Sequence[str], count: int, filler: P
             for key in keys:
                 clear(out)
                 if filler is not None:
-                    fill_cache(filler, inputs)
+                    warm(filler, inputs)
                 runs[key].append(run(CONTESTANTS[key].command(inputs, out)))
                 check_output(inputs, out, key)
                 took = runs[key][-1]
@@ -168,8 +166,8 @@ def clear(out: Path) -> None:
     os.sync()
 
 
-def fill_cache(filler: Path, inputs: Path) -> None:
-    """Leave no memory free: pages of an empty file, to be taken first, and behind them the inputs."""
+def warm(filler: Path, inputs: Path) -> None:
+    """Fill the page cache with an empty file, and behind it the inputs; then give back room for an output, and more."""
     filler.touch()
     os.truncate(filler, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     files = sorted(path for path in inputs.rglob("*") if path.is_file())
@@ -178,6 +176,9 @@ def fill_cache(filler: Path, inputs: Path) -> None:
         with file.open("rb", buffering=0) as stream:
             while stream.readinto(buffer):
                 pass
+    with filler.open("rb") as stream:
+        size = 2 * sum(path.stat().st_size for path in (inputs / "base").iterdir())
+        os.posix_fadvise(stream.fileno(), filler.stat().st_size - size, size, os.POSIX_FADV_DONTNEED)
 
 
 def run(command: Sequence[str]) -> Run:
