@@ -473,7 +473,8 @@ def test_few_descriptors_are_enough(tmp_path):
     args = ["sweep", str(base), str(place.adapter), str(place.out), "--alpha", "0:1:0.2", "--no-sync", "--resume"]
 
     def job():
-        os.closerange(3, 1 << 10)  # what earlier tests have left open
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        os.closerange(3, 1 << 10)  # what earlier tests have left open, and where pytest keeps what is printed
         resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
         return main([*args, "--quiet", "--threads", "4"])
 
