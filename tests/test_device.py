@@ -1,131 +1,23 @@
-"""On a device: the processor's results, in tensors that are there.
-
-On a card where one is; and on an emulated one everywhere, which registers with torch for good, and so has these tests
-run again in a process of their own.
-"""
+"""`on_device.py` on an emulated device, which every machine has, and on a card where there is one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
-from families.test_contract import SAMPLES
-from folders import low_rank, tree, weights, write_adapter, write_base
 
-from wiseft_core import interpolate, save_checkpoint, sweep
-
-DEVICE = os.environ.get("WISEFT_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "")
-EMULATED = DEVICE == "away"
-on_device = pytest.mark.skipif(not DEVICE, reason="no card here; the emulated device has a process of its own")
-MODULES = ["model.layers.0.q_proj", "model.layers.1.q_proj"]
+CARD = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no card here"))
 
 
-@pytest.fixture(autouse=True)
-def reachable():
-    """The device, if it is emulated, in the thread of the test."""
-    with _reach():
-        yield
-
-
-def _reach():
-    """What makes the device known in a thread."""
-    if not EMULATED:
-        return nullcontext()
-    from away import Reachable
-
-    return Reachable()
-
-
-def same(there, here):
-    """Whether a tensor on the device has the values of one on the processor, but for the last bits of float64."""
-    assert there.device.type == torch.device(DEVICE).type and there.dtype == here.dtype
-    return torch.allclose(there.cpu().double(), here.double(), rtol=1e-12, atol=1e-14)
-
-
-@on_device
-@pytest.mark.parametrize("moved", ["weight", "weight and factors"])
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join([*s[:3], *s.factors]))
-def test_every_form_of_every_family(sample, moved):
-    """A weight that is there is interpolated there, wherever its factors are."""
-    factors = {
-        role: factor.to(DEVICE) if moved != "weight" else factor.clone() for role, factor in sample.factors.items()
-    }
-    there = sample._replace(weight=sample.weight.to(DEVICE))
-    for dtype in ("fp64", "bf16"):
-        wanted = sample.value(0.3, output_dtype=dtype)
-        assert same(there.value(0.3, output_dtype=dtype, factors=factors), wanted)
-
-
-@pytest.fixture
-def place(tmp_path):
-    """A base of bfloat16 in two shards, and an adapter with low ranks, directions, a saved norm and trained tokens."""
-    stored = weights(dtype=torch.bfloat16)
-    names = list(stored)
-    base = write_base(tmp_path / "base", stored, [names[::2], names[1::2]])
-    tensors = low_rank(stored, MODULES)
-    tensors["base_model.model.model.norm.weight"] = torch.full((6,), 2.0)
-    return base, write_adapter(tmp_path / "adapter", tensors, modules_to_save=["norm"])
-
-
-@on_device
-@pytest.mark.parametrize("dtype", [None, "float64", "float16"])
-def test_files(place, dtype):
-    """Touched tensors of files are there; a slice of one has its values; an untouched one is where the base is."""
-    here = interpolate(*place, 0.3, output_dtype=dtype)
-    there = interpolate(*place, 0.3, output_dtype=dtype, device=DEVICE)
-    assert there.touched
-    for name in there:
-        if name in there.touched or dtype is not None:
-            assert same(there[name], here[name])
-        else:
-            assert torch.equal(there[name].cpu(), here[name])
-    name = "model.layers.0.q_proj.weight"
-    assert same(there.get_slice(name)[1:3], here.get_slice(name)[1:3])
-
-
-@on_device
-def test_memory(place):
-    """A base that is there gives results there, unasked; an adapter may be elsewhere."""
-    here = interpolate(*place, 0.3)
-    stored = {name: tensor.to(DEVICE) for name, tensor in weights(dtype=torch.bfloat16).items()}
-    there = interpolate(stored, place[1], 0.3)
-    assert all(same(there[name], here[name]) for name in there)
-
-
-@on_device
-@pytest.mark.parametrize("alphas", [(0.3,), (0.0, 0.3, 1.0)])
-def test_what_is_written(place, tmp_path, alphas):
-    """A checkpoint that was computed there is the processor's, to the byte."""
-    for device in (None, DEVICE):
-        for alpha, view in zip(alphas, sweep(*place, alphas, device=device), strict=True):
-            with ThreadPoolExecutor(2, initializer=lambda: _reach().__enter__()) as pool:
-                save_checkpoint(view, tmp_path / f"{device}-{alpha}", executor=pool, sync=False)
-    for alpha in alphas:
-        assert tree(tmp_path / f"{DEVICE}-{alpha}") == tree(tmp_path / f"None-{alpha}")
-
-
-@on_device
-@pytest.mark.skipif(not EMULATED, reason="of the emulated device")
-def test_the_emulated_device_is_another():
-    """It does not mix with the processor: else these tests would show nothing."""
-    there = torch.ones(2).to(DEVICE)
-    with pytest.raises(RuntimeError, match="two devices"):
-        there + torch.ones(2)
-    with pytest.raises(RuntimeError, match="numpy"):
-        there.numpy()
-    assert not there.is_cpu and torch.equal((there + there).cpu(), torch.full((2,), 2.0))
-
-
-@pytest.mark.skipif(EMULATED, reason="this is it")
-def test_an_emulated_device():
-    """All of these on a device that every machine has."""
-    words = [sys.executable, "-m", "pytest", "-q", "-rs", __file__]
-    environment = {**os.environ, "WISEFT_TEST_DEVICE": "away"}
+@pytest.mark.parametrize("device", ["away", CARD])
+def test_results_are_those_of_the_processor(device):
+    """For every form of every family; from files, from memory, and written."""
+    words = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("on_device.py"))]
+    environment = {**os.environ, "WISEFT_TEST_DEVICE": device}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "1 skipped" in done.stdout, done.stdout[-400:]
+    assert "skipped" not in done.stdout
