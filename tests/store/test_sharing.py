@@ -91,6 +91,23 @@ def test_the_blocks_that_are_whole_in_both_are_shared(tmp_path_factory, nbytes, 
     assert files.written == header.size - sum(high - low for low, high in wanted)
 
 
+@given(start=st.integers(0, 2 * BLOCK), count=st.integers(0, 2 * SHARED), more=st.sampled_from([0, BLOCK, 1]))
+def test_a_copy_without_a_digest_shares_the_same(tmp_path_factory, start, count, more):
+    """As other processes copy: what is shared is not written, and the ends before and behind it are."""
+    folder, files = tmp_path_factory.mktemp("copied"), Sharing()
+    content = os.urandom(start + more + count)
+    (folder / "source").write_bytes(content)
+    source, target = FILES.open_read(folder / "source"), FILES.create(folder / "target")
+    try:
+        files.copy_range(source, start + more, target, start, count, folder / "target")
+    finally:
+        FILES.close(source)
+        FILES.close(target)
+    assert (folder / "target").read_bytes() == (bytes(start) + content[start + more :] if count else b"")
+    low, high = -(-start // BLOCK) * BLOCK, (start + count) // BLOCK * BLOCK
+    assert files.shared == ([(low, high)] if more % BLOCK == 0 and high - low >= SHARED else [])
+
+
 def test_a_real_file_system_shares_or_does_nothing(tmp_path):
     """On whatever the tests run on."""
     payload = os.urandom(3 * SHARED + 5)
