@@ -58,7 +58,7 @@ def test_every_form_of_every_family(sample, moved):
 
 @pytest.fixture
 def place(tmp_path):
-    """A base of bfloat16 in two shards, and an adapter with low ranks, directions, a saved norm and trained tokens."""
+    """A base of bfloat16 in two shards, and an adapter with low ranks and a saved norm."""
     stored = weights(dtype=torch.bfloat16)
     names = list(stored)
     base = write_base(tmp_path / "base", stored, [names[::2], names[1::2]])

@@ -95,16 +95,19 @@ def fill(
 
 def _effort(targets: Sequence[Target]) -> int:
     """About how long a shard takes, in bytes that are copied."""
-    view, specs = targets[0].view, targets[0].writer.header.specs
-    touched = view.plan.bindings if isinstance(view, StateDict) else ()
-    return sum(spec.nbytes * (COMPUTED if name in touched else 1) for name, spec in specs.items())
+    return sum(nbytes * (COMPUTED if is_touched else 1) for nbytes, is_touched in _sizes(targets))
 
 
 def _copied_first(targets: Sequence[Target]) -> int:
     """How many bytes a shard begins with that are only copied."""
+    return sum(nbytes for nbytes, _ in takewhile(lambda size: not size[1], _sizes(targets)))
+
+
+def _sizes(targets: Sequence[Target]) -> Iterator[tuple[int, bool]]:
+    """Of each tensor of a shard, in its order, the bytes and whether tuning touches it."""
     view, specs = targets[0].view, targets[0].writer.header.specs
     touched = view.plan.bindings if isinstance(view, StateDict) else ()
-    return sum(spec.nbytes for _, spec in takewhile(lambda item: item[0] not in touched, specs.items()))
+    return ((spec.nbytes, name in touched) for name, spec in specs.items())
 
 
 def _finish(targets: Sequence[Target], finish: Callable[[ShardWriter], None]) -> None:
