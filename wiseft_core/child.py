@@ -1,6 +1,6 @@
 """A command that is run to its end: its exit status and last words, in bounded memory, with nothing left running.
 
-Ground floor: standard library only.
+Near the ground: standard library and signals only.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import os
 import selectors
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Final, NamedTuple, TextIO
+
+from wiseft_core.signals import held
 
 LINE_LIMIT: Final = 1 << 20
 CHUNK: Final = 1 << 16
@@ -50,6 +52,17 @@ def run_child(argv: Sequence[str], stderr: TextIO | None) -> Ended:
             stderr.write(decoder.decode(chunk))
             stderr.flush()
 
+    with ExitStack() as running:
+        with _undisturbed():  # a child that nobody knows of yet would be left running
+            child = running.enter_context(_started(argv))
+        _drain(child, {child.stdout: said.feed, child.stderr: complain})
+        status = child.wait()
+    return Ended(status, said.line(), complaint.line())
+
+
+@contextmanager
+def _started(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A child in a session of its own, which is killed and waited for at the end."""
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
         child = subprocess.Popen(argv, **pipes, start_new_session=True)
@@ -57,11 +70,20 @@ def run_child(argv: Sequence[str], stderr: TextIO | None) -> Ended:
         raise NotStarted(error.strerror if isinstance(error, OSError) else error) from None
     with child:
         try:
-            _drain(child, {child.stdout: said.feed, child.stderr: complain})
-            status = child.wait()
+            yield child
         finally:
             _end(child)
-    return Ended(status, said.line(), complaint.line())
+
+
+def _undisturbed() -> AbstractContextManager[object]:
+    """Where a signal comes after the next few lines, and not between two of them."""
+    return held(lambda: None)
+
+
+def _has_ended(child: subprocess.Popen[bytes]) -> bool:
+    """Whether it has; Popen takes a lock for that, and waits for it for ever where a signal came then."""
+    with _undisturbed():
+        return child.poll() is not None
 
 
 class _LastLine:
@@ -98,7 +120,7 @@ def _drain(child: subprocess.Popen[bytes], feeds: Mapping[Any, Callable[[bytes],
         for pipe, feed in feeds.items():
             pipes.register(pipe, selectors.EVENT_READ, feed)
         while pipes.get_map():
-            if not ended and child.poll() is not None:
+            if not ended and _has_ended(child):
                 ended = True
                 _end(child)  # what it has left running may hold the pipes open
             ready = pipes.select(POLL_SECONDS)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import BrokenExecutor, Executor, Future
+from queue import SimpleQueue
 from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
 from wiseft_core.errors import Fault
+from wiseft_core.signals import held
 
 Task = Callable[[], None]
 
@@ -78,36 +80,69 @@ class _Desk:
 def spread(work: Iterable[Sent], executor: Executor, *, window: int) -> None:
     """Run every task, and what comes of it, at most `window` of `work` handed out at a time.
 
-    A task may be made by what an earlier one did: the iterator is only advanced when there is a place.
+    A task may be made by what an earlier one did: the iterator is only advanced when there is a place. A signal that
+    asks to end is handled between two tasks; one that comes while the last ones are waited for, after that.
 
     Raises:
         Fault: The executor has lost its workers, and runs nothing any more.
         Exception: The first one that a task raises; tasks not yet begun are dropped, running ones are waited for.
     """
-    pending: dict[Future[Any], Sent] = {}
-    try:
-        for sent in work:
-            pending[executor.submit(sent.task)] = sent
-            while len(pending) >= window:
-                _collect(pending, executor)
-        while pending:
-            _collect(pending, executor)
-    except BaseException as error:
-        for future in pending:
+    outbox = _Outbox(executor)
+    with held(outbox.wake) as let_through:
+        try:
+            for sent in work:
+                let_through()
+                outbox.send(sent)
+                while len(outbox.pending) >= window:
+                    outbox.collect()
+                    let_through()
+            while outbox.pending:
+                outbox.collect()
+                let_through()
+        except BaseException as error:
+            outbox.drop()
+            if isinstance(error, BrokenExecutor):
+                raise _lost(error) from error
+            raise
+
+
+class _Outbox:
+    """What an executor has been given, and hears of as it ends.
+
+    A queue that is reentrant takes the place of `concurrent.futures.wait`, so that a signal can end the waiting.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._ended = executor, SimpleQueue[Future[Any] | None]()
+        self.pending: dict[Future[Any], Sent] = {}
+
+    def wake(self) -> None:
+        """Have `collect` return, whether a task has ended or not."""
+        self._ended.put(None)
+
+    def send(self, sent: Sent) -> None:
+        """Give it a task."""
+        future = self._executor.submit(sent.task)
+        self.pending[future] = sent
+        future.add_done_callback(self._ended.put)
+
+    def collect(self) -> None:
+        """Wait for a task to end, go on with what comes of it, raise what it raised, of several the successes first."""
+        ended = [self._ended.get()]
+        while not self._ended.empty():
+            ended.append(self._ended.get())
+        futures = [future for future in ended if future is not None]
+        for future in sorted(futures, key=lambda future: future.exception() is not None):
+            sent = self.pending.pop(future)
+            for more in sent.then(future.result()):
+                self.send(more)
+
+    def drop(self) -> None:
+        """Take back what has not begun, and wait for the rest."""
+        for future in self.pending:
             future.cancel()
-        wait(pending)
-        if isinstance(error, BrokenExecutor):
-            raise _lost(error) from error
-        raise
-
-
-def _collect(pending: dict[Future[Any], Sent], executor: Executor) -> None:
-    """Wait for a task to end, go on with what comes of it, and raise what it raised, of several the successes first."""
-    done = wait(pending, return_when=FIRST_COMPLETED).done
-    for future in sorted(done, key=lambda future: future.exception() is not None):
-        sent = pending.pop(future)
-        for more in sent.then(future.result()):
-            pending[executor.submit(more.task)] = more
+        while not all(future.done() for future in self.pending):
+            self._ended.get()
 
 
 def _nothing(result: object) -> tuple[Sent, ...]:

@@ -22,6 +22,7 @@ from wiseft_core.cli import output
 from wiseft_core.cli.experiments import app
 from wiseft_core.cli.session import Session
 from wiseft_core.errors import Fault, WiseftError
+from wiseft_core.signals import ENDING
 from wiseft_core.store.faults import HINTS
 
 
@@ -78,7 +79,7 @@ def run(args: Sequence[str], *, alone: bool) -> int:
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise, so that everything unwinds; a second one ends the process at once.
+    """SIGINT and SIGTERM raise, so that everything unwinds; a second one, of either kind, ends the process at once.
 
     A signal that the process was started to ignore stays ignored. The handlers from before are put back.
     """
@@ -87,10 +88,11 @@ def signals() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for other in ours:
+            signal.signal(other, signal.SIG_DFL)
         raise Signalled(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDING}
     ours = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     try:
         for number in ours:
