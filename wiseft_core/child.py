@@ -11,10 +11,10 @@ import selectors
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, NamedTuple, TextIO
 
-from wiseft_core.signals import held
+from wiseft_core.signals import signals_held
 
 LINE_LIMIT: Final = 1 << 20
 CHUNK: Final = 1 << 16
@@ -53,7 +53,7 @@ def run_child(argv: Sequence[str], stderr: TextIO | None) -> Ended:
             stderr.flush()
 
     with ExitStack() as running:
-        with _undisturbed():  # a child that nobody knows of yet would be left running
+        with signals_held():  # a child that nobody knows of yet would be left running
             child = running.enter_context(_started(argv))
         _drain(child, {child.stdout: said.feed, child.stderr: complain})
         status = child.wait()
@@ -75,14 +75,9 @@ def _started(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
             _end(child)
 
 
-def _undisturbed() -> AbstractContextManager[object]:
-    """Where a signal comes after the next few lines, and not between two of them."""
-    return held(lambda: None)
-
-
 def _has_ended(child: subprocess.Popen[bytes]) -> bool:
     """Whether it has; Popen takes a lock for that, and waits for it for ever where a signal came then."""
-    with _undisturbed():
+    with signals_held():
         return child.poll() is not None
 
 

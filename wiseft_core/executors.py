@@ -14,7 +14,7 @@ from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
 from wiseft_core.errors import Fault
-from wiseft_core.signals import held
+from wiseft_core.signals import signals_held
 
 Task = Callable[[], None]
 
@@ -88,7 +88,7 @@ def spread(work: Iterable[Sent], executor: Executor, *, window: int) -> None:
         Exception: The first one that a task raises; tasks not yet begun are dropped, running ones are waited for.
     """
     outbox = _Outbox(executor)
-    with held(outbox.wake) as let_through:
+    with signals_held(outbox.wake) as let_through:
         try:
             for sent in work:
                 let_through()

@@ -18,7 +18,7 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def held(wake: Callable[[], object]) -> Iterator[Callable[[], None]]:
+def signals_held(wake: Callable[[], object] = lambda: None) -> Iterator[Callable[[], None]]:
     """Signals that ask to end are handled only when what this gives is called, or when this ends.
 
     Their handlers raise, as Python's own for SIGINT does, wherever the main thread is. Inside `threading.Condition` or

@@ -91,13 +91,14 @@ def test_a_kill_while_a_published_run_is_cleaned_up(place, tmp_path):
 def kill_at_random(place, kills, draw, *, sync):
     """Kill runs of a job at random moments, one to three in a row, until `kills` have been killed.
 
-    Gives how many chains there were, and how many runs found finished shards.
+    It may be more until a run finds finished shards: on a busy machine the moments miss them for long. Gives how many
+    chains there were, and how many runs found some.
     """
     place.save(sync=sync, threads=2)
     whole = tree(place.out)
     chains = found = done = 0
     span = measured(place, sync)
-    while done < kills:
+    while done < kills or (not found and done < 10 * kills):
         shutil.rmtree(place.out, ignore_errors=True)
         chains += 1
         for _ in range(draw.randint(1, 3)):

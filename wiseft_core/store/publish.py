@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from wiseft_core.errors import CheckpointError, Fault, Locked, WiseftError
+from wiseft_core.signals import signals_held
 from wiseft_core.store.files import Files
 from wiseft_core.store.journal import JOURNAL, Journal
 
@@ -69,20 +70,25 @@ class Staging:
         self._check_place()
         self._check_free()
         try:
-            self._take()
-            self._check_free()  # somebody may have finished the same OUT while we came for the lock
-            if self._journal is not None:
-                self.finished = self._journal.begin(self.folder)
-            else:
-                self._files.remove_tree(self.folder)  # what a run left that was killed
-                self._files.mkdir(self.folder)
+            with signals_held():  # a lock that nobody knows of yet would be kept until this process ends
+                self._begin()
         except BaseException:
-            with suppress(WiseftError, OSError):
+            with signals_held(), suppress(WiseftError, OSError):
                 if self._descriptor is None:
                     self._files.rmdir(self._shell)  # ours and without a lock yet, or not empty
                 self._leave()
             raise
         return self
+
+    def _begin(self) -> None:
+        """Take the lock, and make the folder to write into."""
+        self._take()
+        self._check_free()  # somebody may have finished the same OUT while we came for the lock
+        if self._journal is not None:
+            self.finished = self._journal.begin(self.folder)
+        else:
+            self._files.remove_tree(self.folder)  # what a run left that was killed
+            self._files.mkdir(self.folder)
 
     def publish(self) -> None:
         """Make everything that was written appear as OUT, at once, and durably if `sync`.
@@ -134,21 +140,25 @@ class Staging:
             Fault: The operating system fails.
         """
         try:
-            self._take()
+            with signals_held():
+                self._take()
             yield
         finally:
-            with suppress(WiseftError, OSError):  # leftovers spoil nothing: the next run removes them
+            with signals_held(), suppress(WiseftError, OSError):  # leftovers spoil nothing: the next run removes them
                 if self._descriptor is None:  # a folder that we made and could not lock goes, another's is not empty
                     self._files.rmdir(self._shell)
                 self._clean()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._leave()
+            with signals_held():
+                self._leave()
         except (WiseftError, OSError):
             # Neither the first error nor a finished output is spoilt by leftovers: the next run removes them.
             if kind is None and not self._published:
                 raise
+        finally:
+            self._release()  # also where a signal came before the leaving had begun
 
     def _check_place(self) -> None:
         """Refuse an OUT without a folder to be in, and one that is or lies in an input, whatever it is called."""
