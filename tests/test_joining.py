@@ -26,6 +26,7 @@ from wiseft_core import Adapter, AdapterConfig, combine, combine_adapters, inter
 from wiseft_core.errors import (
     AmbiguousName,
     BadAlpha,
+    BindingError,
     ConfigError,
     NotFinite,
     Unsupported,
@@ -338,14 +339,15 @@ def test_coefficient_zero_leaves_out(tmp_path):
     assert config.fields["target_modules"] == ["q_proj"]
 
 
-def test_nothing_left_is_an_adapter_that_does_nothing(tmp_path):
-    """With every coefficient 0, DoRA or not, PEFT loads an adapter without factors, and we give the base."""
+def test_nothing_left_is_an_adapter_without_factors(tmp_path):
+    """With every coefficient 0, DoRA or not: PEFT loads it and gives the base; we do not take it for an adapter."""
     folder = train(toy, tmp_path / "dora", 1, {"target_modules": LINEAR, "use_dora": True})
     base = toy().state_dict()
     joined = combine_adapters(base, [(folder, 0.0)])
     found = merged(load(toy(), write(joined.adapter, tmp_path / "joined")))
-    view = interpolate(base, tmp_path / "joined", 1.0)
-    assert all(same_bits(found[key], base[key]) and same_bits(view[key], base[key]) for key in base)
+    assert all(same_bits(found[key], base[key]) for key in base)
+    with pytest.raises(BindingError, match="it has no tensors"):
+        interpolate(base, tmp_path / "joined", 1.0)
 
 
 def test_copy_of_the_base_that_peft_saves_beside_an_embedding_is_no_change(tmp_path):

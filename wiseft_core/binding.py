@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from wiseft_core import guards
 from wiseft_core.config import AdapterConfig
-from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, UnusedPattern, WiseftError, listed
+from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.methods import companions, suffixes
 from wiseft_core.models import Config, Models, all_bonds, all_edits, grown_by, placement
@@ -19,6 +19,7 @@ from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.naming.peft import UNUSED, parse_keys
 from wiseft_core.orientation import Orientation
 from wiseft_core.plans import Binding, Piece, Plan
+from wiseft_core.promises import check_promises
 from wiseft_core.ruled import Placed, Placement
 from wiseft_core.scene import Scene
 from wiseft_core.sites import collect, copies
@@ -92,7 +93,8 @@ def bind(
         frozenset(one.name for one in found if "value" in one.site.factors),
     )
     bindings = _bindings(settled.placed, scene)
-    _check_patterns(config, found)
+    if not complete:
+        check_promises(config, sites, found, specs, bonds)
     left_out = aliases - set(settled.kept)
     sources = {**model.sources, **{bond.other: bond.source for bond in bonds if bond.other in settled.kept}}
     result = {name: _resized(spec, bindings.get(name)) for name, spec in specs.items() if name not in left_out}
@@ -234,30 +236,6 @@ def _ranks(found: Sequence[Placed], adapter: Mapping[str, TensorSpec]) -> dict[s
     sites = [one.site for one in found if not one.packed and not one.site.method]
     keys = {site.module: site.factors["A"] for site in sites if "A" in site.factors}
     return {module: adapter[key].shape[0] for module, key in keys.items() if adapter[key].shape}
-
-
-def _check_patterns(config: AdapterConfig | None, found: Sequence[Placed]) -> None:
-    """Refuse a pattern, or a parameter that was targeted, that matches nothing of the adapter."""
-    if config is None:
-        return
-    modules = {one.path for one in found if one.site.factors.keys() != {"value"}}
-    paths = {f".{path}" for one in found for path in (one.path, one.site.target)}
-    unused = dict.fromkeys(config.unused_patterns(sorted(modules)), "rank_pattern or alpha_pattern")
-    for entry in config.target_parameters:
-        if not any(path.endswith(f".{entry}") for path in paths):
-            unused[entry] = "target_parameters"
-    such = f"modules such as {listed(modules)}"
-    WiseftError.raise_all(
-        [
-            UnusedPattern(
-                f"adapter_config.json — {entry!r} of {where} matches nothing of the adapter",
-                expected="entries that each match a module or a parameter with factors",
-                got=such,
-                hint="the adapter's tensors and its config do not belong together, or the entry can be removed",
-            )
-            for entry, where in unused.items()
-        ]
-    )
 
 
 def _output(spec: TensorSpec, dtype: str | None) -> TensorSpec:
