@@ -21,6 +21,7 @@ from wiseft_core.store import hub
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
 from wiseft_core.store.excerpt import Excerpt
 from wiseft_core.store.files import read_file
+from wiseft_core.store.locate import check_bare
 from wiseft_core.store.pipelines import PIPELINE_FILE
 from wiseft_core.store.strict_json import load_json
 from wiseft_core.types import TensorSpec
@@ -157,11 +158,13 @@ def open_adapter(
         families: The methods to know.
     Raises:
         CheckpointError: Something is missing or malformed, or the folder holds several adapters and none is named.
+        ConfigError: `name` is not a bare name.
         Unsupported: The weights are pickled, or the config asks for what is not supported.
     """
     folder = hub.found(path)
     folder = folder.parent if folder.name == WEIGHTS_FILE else folder
     if name is not None:
+        check_bare("the adapter's name", name)
         folder = folder / name
     if not (folder / CONFIG_FILE).exists():
         inside = sorted(entry.parent.name for entry in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []

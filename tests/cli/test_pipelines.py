@@ -10,7 +10,9 @@ from components import INDEX, QUERY, cache_snapshot, components, read_pipeline, 
 from folders import tree, write_adapter
 from safetensors.torch import load_file, save_file
 
+from wiseft_core import open_adapter
 from wiseft_core.cli import main
+from wiseft_core.errors import ConfigError
 
 MODULES = ("text_encoder/model.safetensors", f"unet/{INDEX}", "vae/diffusion_pytorch_model.safetensors")
 
@@ -92,3 +94,26 @@ def test_names_on_the_hub(place, capsys, monkeypatch):
     assert main(["plan", "org/other", "me/loras@v1", "--json"]) == 3
     said = json.loads(capsys.readouterr().out)
     assert "models--org--other" in said["got"] and "hf download org/other" in said["hint"]
+
+
+def test_a_path_is_never_taken_for_a_name_on_the_hub(place, capsys, monkeypatch):
+    """A named adapter that is not in its folder, and a path that begins with a dot, though the cache has such names."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(place / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cache_snapshot(place / "cache", "org/sd", place / "base")
+    cache_snapshot(place / "cache", "bare/mine", place / "lora")
+    (place / "lora" / "yours").mkdir()
+    (place / "lora" / "yours" / "adapter_config.json").write_text("{}")
+    for adapter, said in (("bare", "no adapters in sub-folders"), ("lora", "adapters called yours")):
+        assert main(["inspect", adapter, "--adapter-name", "mine", "--json"]) == 3
+        assert json.loads(capsys.readouterr().out)["got"] == said
+    for name in ("", ".", "..", "../lora", str(place / "lora")):
+        assert main(["inspect", "bare", "--adapter-name", name]) == 3
+        assert "not a bare name" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match="not a bare name"):
+            open_adapter("bare", name=name)
+    assert main(["plan", "org/sd", "lora"]) == 0
+    for path in ("./org/sd", "org//sd", "org/./sd", "org/sd/"):
+        capsys.readouterr()
+        assert main(["plan", path, "lora", "--json"]) == 3
+        assert "hf download" not in capsys.readouterr().out

@@ -17,7 +17,9 @@ from wiseft_core.cli.output import complain, say, say_json
 from wiseft_core.cli.progress import progress
 from wiseft_core.cli.schedule import combined
 from wiseft_core.cli.session import Session, hired
+from wiseft_core.errors import CheckpointError, listed
 from wiseft_core.store.hub import found
+from wiseft_core.store.locate import check_bare
 from wiseft_core.types import Alpha, parse_dtype
 from wiseft_core.version import __version__
 
@@ -252,8 +254,26 @@ def session_of(context: typer.Context) -> Session:
 
 
 def named(adapter: Path, name: str | None) -> Path:
-    """The folder of a named adapter."""
-    return adapter if name is None else found(adapter) / name
+    """The folder of a named adapter.
+
+    Raises:
+        ConfigError: The name is not a bare one.
+        CheckpointError: There is no such folder; its path may be spelled as a name on the hub, and must not be taken
+            for one.
+    """
+    if name is None:
+        return adapter
+    check_bare("--adapter-name", name)
+    folder = found(adapter) / name
+    if not folder.is_dir():
+        inside = sorted(entry.parent.name for entry in folder.parent.glob("*/adapter_config.json"))
+        raise CheckpointError(
+            f"{folder} — no adapter of this name",
+            expected="a sub-folder that PEFT's save_pretrained wrote",
+            got=f"adapters called {listed(inside, most=9)}" if inside else "no adapters in sub-folders",
+            hint="check the name; an adapter called default is in the folder itself",
+        )
+    return folder
 
 
 def checkpoint(base: Path, chosen: flags.Chosen) -> Checkpoint:

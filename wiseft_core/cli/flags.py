@@ -7,6 +7,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from wiseft_core.store.hub import parse_name
+
 
 class Chosen(NamedTuple):
     """Which of the weights in a base are meant."""
@@ -24,7 +26,9 @@ def _path(text: str) -> Path:
     """A path. An empty one, as an unset shell variable gives, would mean the working directory."""
     if not str(text):
         raise typer.BadParameter("an empty path")
-    return Path(text)
+    path = Path(text)
+    # `./org/model` is no name on the hub, which a Path does not tell: it drops the dot.
+    return path.absolute() if str(path) != str(text) and parse_name(str(path)) else path
 
 
 Base = Annotated[

@@ -49,6 +49,14 @@ class Index(NamedTuple):
     metadata: Mapping[str, object]
 
 
+def check_bare(argument: str, value: str) -> None:
+    """Refuse a name that leads elsewhere than into the folder that it is looked for in."""
+    if value in ("", ".", "..") or re.search(r"[/\\\0]", value):
+        raise ConfigError(
+            f"{argument} — not a bare name", expected="a name without a path", got=f"{value!r}", hint="name it alone"
+        )
+
+
 def locate(
     path: Path,
     *,
@@ -72,10 +80,8 @@ def locate(
     """
     asked = {"component": component, "variant": variant, "weights": weights}
     for argument, value in asked.items():
-        if value is not None and (value in ("", ".", "..") or re.search(r"[/\\\0]", value)):
-            raise ConfigError(
-                f"{argument} — not a bare name", expected="a name without a path", got=value, hint="name it alone"
-            )
+        if value is not None:
+            check_bare(argument, value)
     with faults("look at it", path):
         if not path.is_dir():
             return _single(path, [argument for argument, value in asked.items() if value is not None])
