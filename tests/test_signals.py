@@ -161,7 +161,7 @@ def test_only_what_would_be_called_is_held():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with signals_held(int):
-        assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_IGN, signal.SIG_DFL]
+        assert [signal.getsignal(number) for number in ENDING[:2]] == [signal.SIG_IGN, signal.SIG_DFL]
     signal.signal(signal.SIGTERM, stop)
 
     def elsewhere():

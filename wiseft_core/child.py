@@ -34,7 +34,7 @@ class Ended(NamedTuple):
 
 
 def run_child(argv: Sequence[str], stderr: TextIO | None) -> Ended:
-    """Run `argv` without a shell and without input, in a session of its own that ends with it or with us.
+    """Run `argv` without a shell and without input, in a process group of its own that ends with it or with us.
 
     Args:
         argv: The program and its arguments.

@@ -115,8 +115,8 @@ def run_evaluation(
     """Run a command on an output, and read the last line of its stdout that is not blank.
 
     That line is a JSON object of metrics, or, if one metric is asked for, a number alone. The command gets no shell, no
-    input and a session of its own, which ends with it: nothing that it started outlives this call. Memory is bounded
-    whatever it prints.
+    input and a process group of its own, which ends with it: nothing that it started there outlives this call. Memory
+    is bounded whatever it prints.
 
     Args:
         argv: The command's words; `{model}` in a word becomes the absolute path of `model`.

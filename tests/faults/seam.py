@@ -225,4 +225,5 @@ def reach(gate, seconds=60):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run below nohup
     sys.exit(command(sys.argv[1], sys.argv[2:]))

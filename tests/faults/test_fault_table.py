@@ -472,7 +472,7 @@ def test_a_signal_midway(place, whole, tmp_path, number, code, more):
     assert place.left() == whole and not place.shell.exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_a_process_of_its_own(place, tmp_path, number, code):
     """The same for the command in a process that a shell started."""
     gate = tmp_path / "gate"

@@ -209,18 +209,25 @@ def test_power_loss_leaves_nothing_or_all(tiny, keep):
     assert records == {f"[{one}, {two}]" for one, two in steps[0 if keep == "all" else 2 :]}
 
 
-@pytest.mark.parametrize("keep", ["all", "best"])
-def test_a_signal_ends_the_evaluation(place, tmp_path, keep):
-    """SIGTERM to the command while it evaluates: exit code 143, the child gone; the best is not known, so not kept."""
+@pytest.mark.parametrize(
+    ("keep", "number"), [("all", signal.SIGTERM), ("best", signal.SIGTERM), ("all", signal.SIGHUP)], ids=str
+)
+def test_a_signal_ends_the_evaluation(place, tmp_path, keep, number):
+    """A signal to the command while it evaluates: its exit code, the child gone; the best is not known, so not kept."""
     seen = tmp_path / "pid"
     code = f"import os, time; open({str(seen)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(100)"
     asked = ["--eval", shlex.join([sys.executable, "-I", "-S", "-c", code, "{model}"]), "--metric", "acc:max"]
     args = ["sweep", str(place.base), str(place.adapter), str(place.out), "--alpha", "0:1:0.5", "--keep", keep]
-    child = seam.fork(lambda: main([*args, *asked, "--quiet"]))
+
+    def job():
+        signal.signal(number, signal.SIG_DFL)  # the tests may run below nohup
+        return main([*args, *asked, "--quiet"])
+
+    child = seam.fork(job)
     while not (seen.exists() and seen.read_text().endswith(".")):
         time.sleep(0.01)
-    os.kill(child, signal.SIGTERM)
-    assert seam.ended(child) == 143
+    os.kill(child, number)
+    assert seam.ended(child) == 128 + number
     with pytest.raises(ProcessLookupError):
         for _ in range(500):
             os.kill(int(seen.read_text()[:-1]), 0)

@@ -1,7 +1,7 @@
 """The command as a process: one run, its signals, and the exit code of whatever ends it.
 
 0 ok   1 a check failed   2 command line   3 value or file   4 unsupported   5 operating system
-6 input changed   7 locked   130, 143 stopped by SIGINT, SIGTERM
+6 input changed   7 locked   129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run(args: Sequence[str], *, alone: bool) -> int:
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise, so that everything unwinds; a second one, of either kind, ends the process at once.
+    """SIGINT, SIGTERM and SIGHUP raise, so that everything unwinds; a second one ends the process at once.
 
     A signal that the process was started to ignore stays ignored. The handlers from before are put back.
     """
