@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -249,4 +250,5 @@ def tunings(
         base[f"{module}.weight"] = case.weight
         for role, factor in case.factors.items():
             adapter[spell(module, role, spelling, embedding=case.layout == "embedding")] = factor
+    assume(adapter)  # one without tensors is refused
     return Tuning(base, adapter, config, {"model_type": "gpt2"} if conv1d else None, found)

@@ -225,6 +225,27 @@ def test_an_evaluation_that_changes_weights_is_refused(place, tmp_path, how, sha
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"] and tree(place[0]) == before
 
 
+@pytest.mark.parametrize("how", [*SPOILT, "all removed"])
+def test_where_all_are_kept_it_is_that_outputs_failure(place, tmp_path, how):
+    """Its numbers are of weights that are not there any more; the others' results stand, and the best is of them."""
+
+    def spoil(path):
+        if path.name != "alpha-1":
+            return
+        if how == "all removed":
+            shutil.rmtree(path)
+        else:
+            SPOILT[how](path / TOUCHED[0])
+
+    views, options = sweep(*place, ALPHAS), {"evaluate": preferring(1, spoil), "metrics": [ACC]}
+    report = save_sweep(views, tmp_path / "out", **options)
+    failed = [one for one in report.evaluations if one.error is not None]
+    assert [one.alpha for one in failed] == ["1"] and "changed while it was evaluated" in failed[0].error.where
+    assert not report.ok and report.best.alpha != "1"
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [one["alpha"] for one in record["outputs"] if one["metrics"] is None] == ["1"]
+
+
 @pytest.mark.parametrize("when", [0.3, 0.7], ids=["first", "last"])
 def test_an_input_that_changes_meanwhile_is_named(place, tmp_path, when):
     """A base that is written to or truncated during an evaluation, the last one too: exit 6 and no output."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contract
 import exact
 import pytest
 import strategies
 import torch
 from exact import same_bits
+from families.test_contract import contract  # with the forms of every family
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Case

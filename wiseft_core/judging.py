@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, TypeVar
 
 from wiseft_core.curve import check_plot, render_curve
 from wiseft_core.errors import CheckpointError, ConfigError, EvaluationFailed, WiseftError
@@ -33,6 +33,7 @@ from wiseft_core.store.strict_json import as_mapping, read_json
 from wiseft_core.store.writer import write_file
 
 RECORD: Final = "sweep.json"
+E = TypeVar("E", bound=WiseftError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,11 @@ class Judge:
         """The command line, for the record."""
         return self.evaluate if isinstance(self.evaluate, str) else None
 
-    def judged(self, alpha: str, folder: Path) -> Evaluation:
-        """One output evaluated; a failure is kept, not raised."""
+    def judged(self, alpha: str, folder: Path, shards: Collection[str], files: Files) -> Evaluation:
+        """One output evaluated; a failure is kept, not raised, and so is an evaluation that wrote to its shards."""
         if self.evaluate is None:
             return Evaluation(alpha, folder.name)
+        before = state_of(folder, shards, files)
         try:
             if isinstance(self.evaluate, str):
                 words = parse_command(self.evaluate)
@@ -154,6 +156,8 @@ class Judge:
                 found = call_evaluation(self.evaluate, folder, self.metrics)
         except EvaluationFailed as error:
             return Evaluation(alpha, folder.name, None, error)
+        if state_of(folder, shards, files) != before:
+            return Evaluation(alpha, folder.name, None, changed(EvaluationFailed, folder))
         return Evaluation(alpha, folder.name, found)
 
     def write(self, folder: Path, evaluations: Sequence[Evaluation], files: Files, sync: bool) -> None:
@@ -192,6 +196,29 @@ class Judge:
         """Whether these are numbers, and those asked for are among them: the file may have been edited."""
         numbers = all(isinstance(value, int | float) for value in metrics.values())
         return numbers and all(metric.name in metrics for metric in self.metrics)
+
+
+def state_of(folder: Path, shards: Collection[str], files: Files) -> dict[str, tuple[int, ...]]:
+    """Inode, size and times of each shard; and the folders that they lie in, for which a link is no substitute."""
+    seen = {name: files.status(folder / name) for name in shards}
+    found = {
+        name: (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns)
+        for name, one in seen.items()
+        if one is not None
+    }
+    places = {name.rpartition("/")[0] for name in shards}
+    above = {name: files.status(folder / name, follow=False) for name in places}
+    return found | {f"{name}/": (one.st_ino,) for name, one in above.items() if one is not None}
+
+
+def changed(kind: type[E], folder: Path) -> E:
+    """The error for an output whose shards are not as they were before it was evaluated."""
+    return kind(
+        f"{folder} — its weights were changed while it was evaluated",
+        expected="an evaluation that reads the folder it is given, and writes elsewhere",
+        got="a shard with another size, time or inode",
+        hint="let the command write its results to a folder of its own; this output cannot be used any more",
+    )
 
 
 def _list(value: object) -> list[object]:

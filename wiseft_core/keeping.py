@@ -12,7 +12,7 @@ from pathlib import Path
 from wiseft_core.errors import CheckpointError, EvaluationFailed
 from wiseft_core.evaluation import Evaluation, best
 from wiseft_core.jobs import Job, report_of
-from wiseft_core.judging import Judge, SweepReport
+from wiseft_core.judging import Judge, SweepReport, changed, state_of
 from wiseft_core.offline import run_tasks, staging_for, write_beside
 from wiseft_core.record import manifest_of
 from wiseft_core.running import Run
@@ -42,7 +42,7 @@ def keep_best(job: Job, out: Path, run: Run, judge: Judge) -> SweepReport:
         work = _Work(job, staging, run)
         for folder in job.views:
             work.become(folder)
-            evaluations.append(judge.judged(folder.removeprefix("alpha-"), work.folder))
+            evaluations.append(judge.judged(folder.removeprefix("alpha-"), work.folder, work.shards, run.files))
             work.check()
         winner = best(evaluations, judge.metrics[0])
         if winner is None or winner.folder is None:
@@ -63,7 +63,7 @@ class _Work:
 
     def __init__(self, job: Job, staging: Staging, run: Run) -> None:
         self._job, self._staging, self._run = job, staging, run
-        self._now = ""
+        self._now, self.shards = "", [shard.name for shard in job.shards]
         self._seen: Mapping[str, tuple[int, ...]] = {}
 
     @property
@@ -115,36 +115,21 @@ class _Work:
 
     def _clear(self, below: str) -> None:
         """Remove everything in a folder but the shards, which of a pipeline lie in folders of their own."""
-        shards = [shard.name for shard in self._job.shards]
         for entry in self._run.files.list_folder(self.folder / below):
             name = below + entry
-            if any(shard.startswith(f"{name}/") for shard in shards):
+            if any(shard.startswith(f"{name}/") for shard in self.shards):
                 self._clear(f"{name}/")
-            elif name not in shards:
+            elif name not in self.shards:
                 self._run.files.remove(self.folder / name)
 
     def check(self) -> None:
         """Refuse to go on where somebody else has written to the weights."""
         if self._look() != self._seen:
-            raise CheckpointError(
-                f"{self.folder} — its weights were changed while it was evaluated",
-                expected="an evaluation that reads the folder it is given, and writes elsewhere",
-                got="a shard with another size, time or inode",
-                hint="let the command write its results to a folder of its own",
-            )
+            raise changed(CheckpointError, self.folder)
 
     def _look(self) -> dict[str, tuple[int, ...]]:
-        """Inode, size and times of each shard; and the folders that they lie in, for which a link is no substitute."""
-        status, names = self._run.files.status, [shard.name for shard in self._job.shards]
-        seen = {name: status(self.folder / name) for name in names}
-        found = {
-            name: (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns)
-            for name, one in seen.items()
-            if one is not None
-        }
-        folders = {name.rpartition("/")[0] for name in names}
-        places = {name: status(self.folder / name, follow=False) for name in folders}
-        return found | {f"{name}/": (one.st_ino,) for name, one in places.items() if one is not None}
+        """What would tell that somebody had."""
+        return state_of(self.folder, self.shards, self._run.files)
 
     def finish(self) -> dict[str, int]:
         """Make it a whole output with its manifest, without what an evaluation left in it; the size of each file."""

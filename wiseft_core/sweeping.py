@@ -117,10 +117,11 @@ def save_sweep(
         reports = _write(job, out, run, judge, alphas, resume=resume)
     evaluations = [known.get(alpha, Evaluation(alpha, folder)) for alpha, folder in zip(alphas, folders, strict=True)]
     if judge.evaluate is not None:
+        shards = [shard.name for shard in job.shards]
         with Staging(out, run.files, sync=sync, inputs=()).held():
             for at, (alpha, folder) in enumerate(zip(alphas, folders, strict=True)):
                 if alpha not in known:
-                    evaluations[at] = judge.judged(alpha, out / folder)
+                    evaluations[at] = judge.judged(alpha, out / folder, shards, run.files)
                     judge.write(out, evaluations, run.files, sync)
             judge.draw(evaluations, run.files, sync)
     return SweepReport(str(out), tuple(reports), tuple(evaluations), judge.metrics, judge.command)
