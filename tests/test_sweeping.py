@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import Counter
 from importlib.resources import files as resources
 
+import numpy as np
 import pytest
 import torch
 from folders import low_rank, read_all, tree, weights, write_adapter, write_base
@@ -16,7 +18,7 @@ from jsonschema import Draft202012Validator
 from strategies import alphas as some_alphas
 from strategies import tunings
 
-from wiseft_core import errors, interpolate, save_checkpoint, save_sweep, sweep, sweeping
+from wiseft_core import errors, interpolate, save_checkpoint, save_sweep, sweep, sweeping, verify
 from wiseft_core.evaluation import Metric
 from wiseft_core.families import FAMILIES
 from wiseft_core.schedules import canonical
@@ -236,6 +238,25 @@ def test_a_result_that_does_not_fit_leaves_nothing(tmp_path):
         with pytest.raises(errors.NotFinite, match="q_proj"):
             save_sweep(sweep(base, adapter, [0, 1e-4, 1]), tmp_path / "out", **keep)
         assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.nn.Parameter(torch.tensor(0.25)), lambda: np.array(0.25), lambda: {"*": np.array(0.25)}],
+    ids=["tensor", "array", "mapping"],
+)
+def test_what_is_recorded_is_what_was_computed_with(place, tmp_path, make):
+    """An alpha changed in place behind the call, as an optimiser does: weights and record are of the old one."""
+    alpha, wanted = make(), interpolate(*place, 0.25)
+    views = sweep(*place, [alpha])
+    with torch.no_grad():
+        number = alpha["*"] if isinstance(alpha, dict) else alpha
+        number += 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_sweep(views, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") and verify(tmp_path / "out" / "alpha-0.25", base=place[0], adapter=place[1]).ok
+    assert all(torch.equal(views[0][name], wanted[name]) for name in wanted)
 
 
 def record_of(out):

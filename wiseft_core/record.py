@@ -206,7 +206,7 @@ def _alpha_text(given: Alpha, resolved: Mapping[str, float]) -> Decimals:
     """Alpha as a canonical decimal, or one for each touched name where they may differ."""
     if isinstance(given, Mapping) or callable(given):
         return {name: canonical(alpha) for name, alpha in resolved.items()}
-    return canonical(float(given))
+    return canonical(given)
 
 
 def _inputs(role: str, source: object, files: Files) -> list[InputFile]:

@@ -13,7 +13,7 @@ from wiseft_core.blending import Share
 from wiseft_core.bound import Bound
 from wiseft_core.errors import BadAlpha, ConfigError, WiseftError, of_adapter
 from wiseft_core.plans import Plan
-from wiseft_core.schedules import resolve
+from wiseft_core.schedules import frozen, resolve
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.types import Alpha, TensorSpec
 
@@ -41,6 +41,7 @@ class StateDict(Mapping[str, "Tensor"]):
         self.given: tuple[Alpha, ...] = tuple(alphas)
         self.extrapolate = extrapolate
         self.alphas: tuple[Mapping[str, float], ...] = tuple(self._resolved())
+        self.given = tuple(map(frozen, self.given))  # what is recorded later is what was computed with
         WiseftError.raise_all(list(self._torn()))
         self._tied: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
 
@@ -73,7 +74,7 @@ class StateDict(Mapping[str, "Tensor"]):
 
     @property
     def alpha(self) -> Alpha | tuple[Alpha, ...]:
-        """The coefficient as it was given; of a combination, a tuple with that of each adapter."""
+        """The coefficient that was given, numbers as floats; of a combination, a tuple with that of each adapter."""
         return self.given[0] if len(self.given) == 1 else self.given
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from wiseft_core.schedules.depth import ByDepth, by_depth
 from wiseft_core.schedules.number import canonical, check_alpha, spread
-from wiseft_core.schedules.patterns import resolve
+from wiseft_core.schedules.patterns import frozen, resolve
 from wiseft_core.schedules.tree import from_tree
 
-__all__ = ["ByDepth", "by_depth", "canonical", "check_alpha", "from_tree", "resolve", "spread"]
+__all__ = ["ByDepth", "by_depth", "canonical", "check_alpha", "from_tree", "frozen", "resolve", "spread"]

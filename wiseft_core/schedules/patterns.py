@@ -40,6 +40,21 @@ def resolve(alpha: Alpha, names: Sequence[str], *, extrapolate: bool = False) ->
     return dict.fromkeys(names, check_alpha(alpha, "alpha", extrapolate=extrapolate))
 
 
+def frozen(alpha: Alpha) -> Alpha:
+    """What `resolve` has taken, with plain numbers of its own: a tensor or a mapping may be changed by who gave it."""
+    if isinstance(alpha, Mapping):
+        return _numbers(alpha, extrapolate=True)
+    return alpha if callable(alpha) else check_alpha(alpha, "alpha", extrapolate=True)
+
+
+def _numbers(alpha: Mapping[str, float | Schedule], *, extrapolate: bool) -> dict[str, float | Schedule]:
+    """A mapping's values, the numbers of them checked."""
+    return {
+        key: value if callable(value) else check_alpha(value, f"alpha[{key!r}]", extrapolate=extrapolate)
+        for key, value in alpha.items()
+    }
+
+
 def _check_depths(values: Iterable[object], names: Sequence[str]) -> None:
     """Refuse a schedule by depth whose `within` is in no name: it would give `other` to all of them."""
     for value in values:
@@ -60,10 +75,7 @@ def _by_pattern(alpha: Mapping[str, float | Schedule], names: Sequence[str], ext
         raise ConfigError(
             "alpha", expected="tensor names or globs as keys", got=listed(map(repr, wrong)), hint="quote the names"
         )
-    values = {
-        key: value if callable(value) else check_alpha(value, f"alpha[{key!r}]", extrapolate=extrapolate)
-        for key, value in alpha.items()
-    }
+    values = _numbers(alpha, extrapolate=extrapolate)
     known = set(names)
     globs = [key for key in values if key not in known and ("*" in key or "?" in key)]
     used, problems = known & values.keys(), list[WiseftError]()
