@@ -130,12 +130,26 @@ def test_stderr_is_passed_on_while_the_child_runs(tmp_path):
     assert heard.getvalue() == "hé\n"
 
 
+@pytest.mark.parametrize("kind", [BrokenPipeError, OSError, ValueError])
+def test_a_listener_that_fails_ends_nothing(kind):
+    """A stderr whose reader is gone, that is full or closed is written to once; the child runs on, and is heard."""
+    said = []
+
+    def fail():
+        said.append(kind)
+        raise kind
+
+    code = "import sys\nfor word in 'abc': print(word, file=sys.stderr, flush=True)\nprint('done')"
+    assert run_child(python(code), Reader(fail)) == (0, b"done", b"c")
+    assert said == [kind]
+
+
 def test_it_gets_no_input():
     """A command that reads its input finds the end of it, and does not wait for a terminal."""
     assert run_child(python("import sys; print(repr(sys.stdin.read()))"), None).said == b"''"
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, Stop, BrokenPipeError])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Stop, RuntimeError])
 def test_whatever_unwinds_kills_all_of_it(kind, tmp_path):
     """A child that ignores every polite signal, and its own child, are dead before the exception leaves."""
 

@@ -1,6 +1,6 @@
 """A command that is run to its end: its exit status and last words, in bounded memory, with nothing left running.
 
-Near the ground: standard library and signals only.
+Near the ground: the standard library, signals, and what is said aside.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, NamedTuple, TextIO
 
+from wiseft_core.aside import Aside
 from wiseft_core.signals import signals_held
 
 LINE_LIMIT: Final = 1 << 20
@@ -38,19 +39,16 @@ def run_child(argv: Sequence[str], stderr: TextIO | None) -> Ended:
 
     Args:
         argv: The program and its arguments.
-        stderr: Gets what the command says on stderr, while it says it.
+        stderr: Gets what the command says on stderr, while it says it; one that cannot be written ends nothing.
     Raises:
         NotStarted: It cannot be started.
-        OSError: `stderr` cannot be written.
     """
-    said, complaint = _LastLine(), _LastLine()
+    said, complaint, listener = _LastLine(), _LastLine(), Aside(stderr)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def complain(chunk: bytes) -> None:
         complaint.feed(chunk)
-        if stderr is not None:
-            stderr.write(decoder.decode(chunk))
-            stderr.flush()
+        listener.write(decoder.decode(chunk))
 
     with ExitStack() as running:
         with signals_held():  # a child that nobody knows of yet would be left running

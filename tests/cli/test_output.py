@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wiseft_core.aside import Aside
 from wiseft_core.cli import main, output, progress
 from wiseft_core.errors import CheckpointError
 
@@ -88,13 +90,43 @@ def test_tally_puts_the_frequent_first_and_counts_the_rest():
 def test_log_lines_come_now_and_then(capsys):
     """Off a terminal: one line per interval, with bytes, rate and time left."""
     now = iter([0.0, 1.0, 5.0, 6.0, 10.0])
-    told = progress._lines("writing x", every=5.0, clock=lambda: next(now))
+    told = progress._lines("writing x", Aside(sys.stderr), every=5.0, clock=lambda: next(now))
     for done in (1_000_000, 5_000_000, 6_000_000, 10_000_000):
         told(done, 20_000_000)
     assert capsys.readouterr().err.splitlines() == [
         "writing x: 5.0 MB of 20.0 MB, 1.0 MB/s, 15 s left",
         "writing x: 10.0 MB of 20.0 MB, 1.0 MB/s, 10 s left",
     ]
+
+
+class Deaf(io.StringIO):
+    """A stream that cannot be written; it counts what is tried."""
+
+    def __init__(self, error, *, terminal):
+        super().__init__()
+        self.error, self.terminal, self.tries = error, terminal, 0
+
+    def isatty(self):
+        """Whether it is a terminal."""
+        return self.terminal
+
+    def write(self, text):
+        """Fail."""
+        self.tries += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "gone"), BrokenPipeError(errno.EPIPE, "gone")])
+def test_progress_that_nobody_hears_ends_nothing(terminal, error, model, monkeypatch):
+    """Where stderr fails, in a log or on a terminal, it is left alone, and the output is written all the same."""
+    screen = Deaf(error, terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setitem(progress._lines.__kwdefaults__, "every", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(model.args()) == 0
+    assert screen.tries == 1
+    assert (model.out / "wiseft.json").exists()
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,7 @@
-"""How far a run is, on stderr: a bar on a terminal, a line now and then in a log, nothing where quiet is asked for."""
+"""How far a run is, on stderr: a bar on a terminal, a line now and then in a log, nothing where quiet is asked for.
+
+Nobody has to listen: a stderr that is closed, gone or full ends no run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import TextIO, cast
 
+from wiseft_core.aside import Aside
 from wiseft_core.cli.output import size
 
 Report = Callable[[int, int], None]
@@ -17,24 +22,27 @@ EVERY_SECONDS = 5.0
 @contextmanager
 def progress(title: str, *, quiet: bool) -> Iterator[Report | None]:
     """A function to call with (bytes done, bytes in all) from any thread; None if nothing is to be shown."""
+    stderr = Aside(sys.stderr)
     if quiet:
         yield None
-    elif sys.stderr.isatty():
-        with _bar(title) as report:
+    elif stderr.isatty():
+        with _bar(title, stderr) as report:
             yield report
     else:
-        yield _lines(title)
+        yield _lines(title, stderr)
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Report]:
+def _bar(title: str, stderr: Aside) -> Iterator[Report]:
     """A bar with bytes, rate and time left, which is gone when the work is done."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     moving = (TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *moving, console=Console(stderr=True), transient=True) as bar:
+    console = Console(file=cast(TextIO, stderr))
+    # Nothing is said on stdout meanwhile; where it is None, rich would not put that back.
+    with Progress(*columns, *moving, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(title, total=None)
 
         def report(done: int, whole: int) -> None:
@@ -47,7 +55,9 @@ def _bar(title: str) -> Iterator[Report]:
         yield report
 
 
-def _lines(title: str, *, every: float = EVERY_SECONDS, clock: Callable[[], float] = time.monotonic) -> Report:
+def _lines(
+    title: str, stderr: Aside, *, every: float = EVERY_SECONDS, clock: Callable[[], float] = time.monotonic
+) -> Report:
     """A plain line with the same facts, not more often than `every` seconds."""
     lock, begun = Lock(), clock()
     last = begun
@@ -61,6 +71,6 @@ def _lines(title: str, *, every: float = EVERY_SECONDS, clock: Callable[[], floa
             last = now
         rate = done / max(now - begun, 1e-9)
         left = f", {(whole - done) / rate:.0f} s left" if done else ""
-        print(f"{title}: {size(done)} of {size(whole)}, {size(rate)}/s{left}", file=sys.stderr, flush=True)
+        stderr.write(f"{title}: {size(done)} of {size(whole)}, {size(rate)}/s{left}\n")
 
     return report
