@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from folders import tree
 
 import wiseft_core
 from wiseft_core.cli import commands, inspection, main
@@ -83,6 +85,68 @@ def test_the_command_alone_uses_one_torch_thread(model):
     code = f"import sys; sys.argv[1:] = {args!r}; import torch; torch.set_num_threads(2)"
     done = python("-c", f"{code}; from wiseft_core.cli import main; print(main(), torch.get_num_threads())")
     assert done.stdout.split() == ["0", "1"], done.stderr
+
+
+def in_shell(redirections, *args):
+    """The command as a shell starts it, with redirections; what it says otherwise is caught."""
+    words = ["sh", "-c", f'exec "$0" -m wiseft_core "$@" {redirections}', sys.executable, *args]
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_failure(closed, model):
+    """Nobody listens, and the output is what it always is."""
+    assert main(model.args("--quiet")) == 0
+    elsewhere = replace(model, out=model.out.with_name("closed"))
+    done = in_shell(closed, *elsewhere.args())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tree(elsewhere.out) == tree(model.out)
+
+
+def test_no_output_gets_the_number_of_a_closed_stream():
+    """What is opened after the command has begun is none of 0, 1 and 2, and what is printed there is lost."""
+    code = "import os, sys; from wiseft_core.cli import main; sys.argv[1:] = ['--version']; code = main()"
+    code += "; os.write(1, b'x'); sys.exit(code or os.open('/dev/null', os.O_RDONLY) < 3 or not os.get_inheritable(1))"
+    words = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
+    assert subprocess.run(words, env={**os.environ, "PYTHONPATH": ROOT}).returncode == 0
+
+
+def test_a_stderr_without_a_reader_takes_nothing_from_the_code(model):
+    """An error that nobody can be told of still has its exit code."""
+    for stderr in ("2>&-", "2>/dev/full"):
+        assert in_shell(stderr, "inspect", str(model.out)).returncode == 3
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--json"], ["interpolate"], ["interpolate", "--json"]])
+def test_a_report_that_cannot_be_printed_is_exit_5(words, model):
+    """Stdout on a full disk: four lines on stderr, and nothing after them. An output is there, and is sound."""
+    verb, *more = words
+    args = {"plan": ["plan", str(model.base), str(model.adapter)], "interpolate": model.args()}.get(verb, [verb])
+    done = in_shell(">/dev/full", *args, *more)
+    assert done.returncode == 5
+    assert done.stderr.startswith("Fault: ") and "ENOSPC" in done.stderr
+    assert len(done.stderr.splitlines()) == 4
+    assert verb != "interpolate" or main(["verify", str(model.out), "--quiet"]) == 0
+
+
+def test_an_error_that_stdout_cannot_take_is_told_on_stderr(model):
+    """With --json on a full disk an error keeps its exit code, and its four lines are on stderr."""
+    done = in_shell(">/dev/full", "inspect", str(model.out), "--json")
+    assert done.returncode == 3
+    assert done.stderr.startswith("CheckpointError: ") and len(done.stderr.splitlines()) == 4
+
+
+@pytest.mark.parametrize("verb", ["--help", "--version", "plan"])
+def test_a_pipe_without_a_reader_is_exit_141(verb, model):
+    """`wiseft --help | true` ends as any command does whose reader is gone: by SIGPIPE's number, without a word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    args = ["plan", str(model.base), str(model.adapter)] if verb == "plan" else [verb]
+    words = [sys.executable, "-m", "wiseft_core", *args]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TextIO, TypeVar
 
-from wiseft_core.errors import WiseftError, show
+from wiseft_core.errors import Fault, WiseftError, show
+from wiseft_core.store.faults import faults
 
 Key = TypeVar("Key")
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
@@ -30,22 +31,34 @@ def say_json(value: Mapping[str, object]) -> None:
 
 
 def complain(error: WiseftError, *, as_json: bool = False) -> None:
-    """An error and all others of its pass: four lines each on stderr, or one JSON object on stdout."""
-    with suppress(Closed):
-        if as_json:
+    """An error and all others of its pass: one JSON object on stdout, else four lines each on stderr.
+
+    Where neither can be written, the exit code alone tells.
+    """
+    if as_json:
+        with suppress(Closed, Fault):
             say_json(error.as_dict())
-        else:
-            _write(str(error), sys.stderr)
+            return
+    with suppress(Closed, Fault):
+        _write(str(error), sys.stderr)
 
 
-def _write(text: str, stream: TextIO) -> None:
-    """`text` and a line break, at once."""
+def _write(text: str, stream: TextIO | None) -> None:
+    """`text` and a line break, at once; nothing where the stream was closed before Python began.
+
+    Raises:
+        Closed: Its reader is gone.
+        Fault: It cannot be written.
+    """
+    if stream is None:
+        return
     encoding = stream.encoding or "utf-8"
-    try:
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        stream.flush()
-    except BrokenPipeError as error:
-        raise Closed from error
+    with faults("print to it", "stdout"):
+        try:
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            stream.flush()
+        except BrokenPipeError as error:
+            raise Closed from error
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

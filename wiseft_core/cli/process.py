@@ -1,7 +1,7 @@
 """The command as a process: one run, its signals, and the exit code of whatever ends it.
 
 0 ok   1 a check failed   2 command line   3 value or file   4 unsupported   5 operating system
-6 input changed   7 locked   129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM
+6 input changed   7 locked   129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM   141 nobody reads stdout
 """
 
 from __future__ import annotations
@@ -55,15 +55,30 @@ class Signalled(BaseException):
 
 def run(args: Sequence[str], *, alone: bool) -> int:
     """Run the command line `args`, tell of every failure in four lines, and return the exit code."""
-    if alone:  # a plan makes millions of records that live until the end: the collector would go through them in vain
-        gc.set_threshold(200_000, 50, 100)
+    if not alone:
+        return _run(args, Session())
+    # A plan makes millions of records that live until the end: the collector would go through them in vain.
+    gc.set_threshold(200_000, 50, 100)
+    _fill_descriptors()
+    try:
+        return _run(args, Session(alone=True))
+    finally:
+        _let_go()
+
+
+def _run(args: Sequence[str], session: Session) -> int:
+    """`run`, whoever the process belongs to."""
+    streams = sys.stdout, sys.stderr
     try:
         with signals():
-            code = app(list(args), prog_name="wiseft", standalone_mode=False, obj=Session(alone))
+            code = app(list(args), prog_name="wiseft", standalone_mode=False, obj=session)
         return code if isinstance(code, int) else 0
     except output.Closed:
-        if alone:  # the reader of the pipe is gone: keep the interpreter from flushing into it once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        sys.stdout, sys.stderr = streams  # typer, which prints the help, answers a closed pipe by wrapping both
         return 128 + signal.SIGPIPE
     except (Signalled, KeyboardInterrupt) as stop:
         problem: WiseftError = Stopped(getattr(stop, "number", signal.SIGINT))
@@ -75,6 +90,22 @@ def run(args: Sequence[str], *, alone: bool) -> int:
         problem = _stray(error)
     output.complain(problem, as_json="--json" in args)
     return problem.exit_code
+
+
+def _fill_descriptors() -> None:
+    """Open /dev/null as whichever of 0, 1 and 2 is closed: else an output gets that number, and what is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def _let_go() -> None:
+    """Point a stream that takes no more at nothing: Python, which flushes it at its end, would exit with 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
