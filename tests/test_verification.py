@@ -149,8 +149,8 @@ def test_a_sample_of_nothing_is_refused(tmp_path: Path, sample: int) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused_at_the_call(tmp_path: Path) -> None:
-    """As a ConfigError, not when the first tensor is asked for."""
+    """As a ConfigError, not when the first tensor is asked for; "meta", which has no values, is not there either."""
     base, adapter, _ = made(tmp_path)
-    for device in ("abacus", "cuda:99"):
+    for device in ("abacus", "cuda:99", "meta"):
         with pytest.raises(errors.ConfigError, match="device"):
             interpolate(base, adapter, 0.5, device=device)

@@ -190,7 +190,7 @@ def sweep(
 
 
 def _place(device: torch.device | str | None) -> torch.device | None:
-    """A device that torch knows and that is there.
+    """A device that torch knows, that is there, and that gives back what it computes: "meta" does not.
 
     Raises:
         ConfigError: It is not.
@@ -200,7 +200,9 @@ def _place(device: torch.device | str | None) -> torch.device | None:
     import torch
 
     try:
-        return torch.empty(0, device=device).device
+        tried = torch.ones(1, device=device)
+        (tried + tried).item()
+        return tried.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"device {device}",
