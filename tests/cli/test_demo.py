@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -10,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import wiseft_core
 from wiseft_core.cli import demo, demo_checks, main
 from wiseft_core.cli.demo_model import read_tensors
 
@@ -118,3 +123,15 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert main(["demo", str(tmp_path / "out")]) == 5
     assert list(tmp_path.iterdir()) == []
     assert "ENOSPC" in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_grow_is_exit_5(tmp_path):
+    """Below `ulimit -f`, as on a full disk, the demo's own files are refused in four lines, and nothing is left."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); "
+    code += "from wiseft_core.cli import main; sys.exit(main(['demo', sys.argv[1]]))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(wiseft_core.__file__).parents[1])}
+    words = [sys.executable, "-c", code, str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 5
+    assert done.stderr.startswith("Fault: ") and "EFBIG" in done.stderr and len(done.stderr.splitlines()) == 4
+    assert list(tmp_path.iterdir()) == []

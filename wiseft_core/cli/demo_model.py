@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 HIDDEN: Final = 384
@@ -72,7 +72,7 @@ def write_base(folder: Path) -> None:
     homes: dict[str, str] = {}
     for number, tensors in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        _write_tensors(folder / name, tensors)
         homes |= dict.fromkeys(sorted(tensors), name)
     total = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": homes})
@@ -93,7 +93,7 @@ def write_adapter(folder: Path, base: Path, *, dora: bool) -> None:
         if dora:
             norms = weights[f"{module}.weight"].float().norm(dim=1)
             tensors[f"{key}.lora_magnitude_vector"] = norms * (1 + 0.02 * torch.randn(rows, generator=random))
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    _write_tensors(folder / "adapter_model.safetensors", tensors)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -113,6 +113,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A file as `save_file` writes it; but where the disk is full, that raises an error which is no OSError."""
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _write_json(path: Path, value: object) -> None:
