@@ -6,9 +6,11 @@ import inspect
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import wiseft_core
 
@@ -103,6 +105,29 @@ def test_misspelt_choice_is_a_config_error(wrong: dict[str, str]) -> None:
 
     with pytest.raises(wiseft_core.errors.ConfigError, match="one of"):
         wiseft_core.interpolate_tensor(torch.ones(2, 3), factors, 0.5, **wrong)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\0b/c", "a\ud800"])
+def test_a_path_that_cannot_be_is_as_one_that_is_not_there(path: str, tmp_path: Path) -> None:
+    """A NUL, and half a surrogate pair: a CheckpointError from whoever gets it."""
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"w": torch.ones(2, 2)}, base / "model.safetensors")
+    view = wiseft_core.interpolate(base, base, 0.5)
+    calls = [
+        lambda: wiseft_core.interpolate(path, base, 0.5),
+        lambda: wiseft_core.plan(base, path),
+        lambda: wiseft_core.rescale(path, 0.5),
+        lambda: wiseft_core.open_adapter(path),
+        lambda: wiseft_core.open_checkpoint(path),
+        lambda: wiseft_core.verify(path),
+        lambda: wiseft_core.save_checkpoint(view, tmp_path / path),
+        lambda: wiseft_core.save_sweep([view], tmp_path / path),
+    ]
+    for call in calls:
+        with pytest.raises(wiseft_core.errors.CheckpointError):
+            call()
+    assert list(tmp_path.iterdir()) == [base]
 
 
 def test_what_ships_beside_the_code() -> None:

@@ -28,7 +28,7 @@ from wiseft_core.evaluation import (
 )
 from wiseft_core.record import other_job
 from wiseft_core.report import Report
-from wiseft_core.store.files import Files
+from wiseft_core.store.files import FILES, Files
 from wiseft_core.store.strict_json import as_mapping, read_json
 from wiseft_core.store.writer import write_file
 
@@ -116,7 +116,7 @@ class Judge:
         if isinstance(self.evaluate, str):
             parse_command(self.evaluate)
         if self.plot is not None:
-            inside = self.plot.parent.resolve() == out.resolve()  # a folder that is still to be made
+            inside = FILES.resolve(self.plot.parent) == FILES.resolve(out)  # a folder that is still to be made
             check_plot(out.absolute().parent / self.plot.name if inside else self.plot)
 
     def check_place(self, out: Path, inputs: Collection[tuple[int, int]], files: Files) -> None:

@@ -26,7 +26,10 @@ HINTS = {
 
 @contextmanager
 def faults(action: str, path: object) -> Iterator[None]:
-    """Turn an OSError raised inside into our error that names `action` and `path`."""
+    """Turn an OSError raised inside into our error that names `action` and `path`.
+
+    A path with a NUL in it, or one that the file system's encoding cannot spell, is as one that is not there.
+    """
     try:
         yield
     except (CheckpointError, Fault):
@@ -34,6 +37,12 @@ def faults(action: str, path: object) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}", expected="a path that exists", got="no such file or folder", hint="check the spelling"
+        ) from error
+    except ValueError as error:
+        if not (isinstance(error, UnicodeEncodeError) or "\0" in str(path)):
+            raise
+        raise CheckpointError(
+            f"{path}", expected="a path that can exist", got=f"{error}", hint="check the spelling"
         ) from error
     except OSError as error:
         code = error.errno or 0
