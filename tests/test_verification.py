@@ -94,11 +94,15 @@ def test_another_base_adapter_or_alpha_is_found(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_checked_is_refused(tmp_path: Path) -> None:
-    """No output, no manifest, or only one of the two inputs: an error that says so."""
+    """No output, a file, no manifest, or only one of the two inputs: an error that says so."""
     base, _, out = made(tmp_path)
 
-    with pytest.raises(errors.CheckpointError):
+    with pytest.raises(errors.CheckpointError) as caught:
         verify(tmp_path / "nothing")
+    assert (caught.value.where, caught.value.got) == (str(tmp_path / "nothing"), "nothing of that name")
+    with pytest.raises(errors.CheckpointError) as caught:
+        verify(out / "config.json")
+    assert "no folder" in caught.value.got
     with pytest.raises(errors.CheckpointError):
         verify(base)
     with pytest.raises(errors.ConfigError):

@@ -6,6 +6,7 @@ Verb floor. Streams: whatever is compared is compared in pieces, and nothing is 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,7 @@ from wiseft_core.report import Problem, Report
 from wiseft_core.rescaling import rescale
 from wiseft_core.sources import WEIGHTS_FILE, Adapter, BaseLike, opened
 from wiseft_core.store.checkpoint import Checkpoint, open_checkpoint
-from wiseft_core.store.files import FILES, read_file
+from wiseft_core.store.files import FILES, Files, read_file
 from wiseft_core.store.locate import variant_of
 from wiseft_core.store.manifest import MANIFEST, Decimals, Manifest, check_outputs, parse_manifest
 
@@ -65,7 +66,7 @@ def verify(
         WiseftError: See `interpolate` and `rescale`, for base and adapter.
     """
     folder, files = Path(path), FILES
-    _check_folder(folder)
+    _check_folder(folder, files)
     manifest = parse_manifest(read_file(folder / MANIFEST, files), str(folder / MANIFEST))
     is_adapter = manifest.policy.get("output") == "adapter"
     alone = adapter is None if base is not None else adapter is not None and not is_adapter
@@ -100,9 +101,17 @@ def verify(
         return _report(folder, output, manifest, checks, problems)
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is there and has no manifest; of a sweep, say which ones have."""
-    if folder.is_dir() and not (folder / MANIFEST).exists():
+def _check_folder(folder: Path, files: Files) -> None:
+    """Refuse what is no folder, and a folder that has no manifest; of a sweep, say which ones have."""
+    seen = files.status(folder)
+    if seen is None or not stat.S_ISDIR(seen.st_mode):
+        raise CheckpointError(
+            f"{folder}",
+            expected="a folder that wiseft wrote as one output",
+            got="nothing of that name" if seen is None else "something that is no folder",
+            hint="check the spelling" if seen is None else "name the folder that it lies in",
+        )
+    if files.status(folder / MANIFEST) is None:
         outputs = sorted(place.parent.name for place in folder.glob(f"*/{MANIFEST}"))
         raise CheckpointError(
             f"{folder} — no {MANIFEST} here",
