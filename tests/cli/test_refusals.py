@@ -193,6 +193,15 @@ def test_a_command_line_that_cannot_be_parsed(args, capsys):
     assert_refused(args, "BadCommandLine", 2, capsys)
 
 
+@pytest.mark.parametrize("last", ["--alpha", "--quiet=1", "--nonsense"])
+def test_an_option_that_is_used_wrongly_is_told_with_its_verb(last, capsys):
+    """Also where its value is missing at the end of the line: the usage is the verb's, not that of the command."""
+    assert main(["interpolate", "a", "b", "c", last]) == 2
+    said = capsys.readouterr().err
+    assert "expected  wiseft interpolate [OPTIONS]" in said
+    assert "`wiseft interpolate --help`" in said
+
+
 def test_verify_wants_base_and_adapter_together(model, capsys):
     """One of the two cannot settle anything: exit 3."""
     assert main(model.args("--quiet")) == 0

@@ -15,8 +15,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import cast
 
+from typer import Context
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
+from typer.main import get_command
 
 from wiseft_core.cli import output
 from wiseft_core.cli.experiments import app
@@ -136,13 +140,19 @@ def signals() -> Iterator[None]:
 
 def _misused(error: TyperException, args: Sequence[str]) -> BadCommandLine:
     """A command line that cannot be parsed, with the usage of the verb that was meant."""
-    context = getattr(error, "ctx", None)
-    verb = context.command_path if context is not None else "wiseft"
-    usage = " ".join(context.get_usage().split()) if context is not None else "Usage: wiseft VERB ..."
+    context = getattr(error, "ctx", None) or _context(args)
+    usage = " ".join(context.get_usage().split()).removeprefix("Usage: ")
     said = " ".join(error.format_message().split()) if args else "no verb"
-    return BadCommandLine(
-        "the command line", expected=usage.removeprefix("Usage: "), got=said, hint=f"`{verb} --help` tells more"
-    )
+    hint = f"`{context.command_path} --help` tells more"
+    return BadCommandLine("the command line", expected=usage, got=said, hint=hint)
+
+
+def _context(args: Sequence[str]) -> Context:
+    """The verb that a command line begins with, else the command: typer does not say whose option lacks its value."""
+    command = cast(TyperGroup, get_command(app))
+    whole = Context(command, info_name="wiseft")
+    verb = command.commands.get(args[0]) if args else None
+    return whole if verb is None else Context(verb, info_name=args[0], parent=whole)
 
 
 def _stray(error: OSError | MemoryError) -> Fault:
