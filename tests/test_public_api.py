@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -128,6 +129,18 @@ def test_a_path_that_cannot_be_is_as_one_that_is_not_there(path: str, tmp_path: 
         with pytest.raises(wiseft_core.errors.CheckpointError):
             call()
     assert list(tmp_path.iterdir()) == [base]
+
+
+def test_the_package_runs_from_a_zip(tmp_path: Path) -> None:
+    """What ships beside the code is read through the importer, wherever that has it from."""
+    package = Path(wiseft_core.__file__).parent
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
+        for path in (*package.rglob("*.py"), *package.rglob("*.json")):
+            archive.write(path, path.relative_to(package.parent))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from wiseft_core.naming import table as t; "
+    code += "sys.exit(sys.argv[1] not in t.__file__ or t.rules_of({'model_type': 'llama'}) is None)"
+
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "package.zip"], check=False).returncode == 0
 
 
 def test_what_ships_beside_the_code() -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 from wiseft_core.naming.renames import How, Rule, Rules
 
-TABLE: Final = Path(__file__).with_name("transformers.json")
 TOWERS: Final = ("vision_config", "audio_config")
 """The configs of models inside a model that are always bare models."""
 
@@ -132,7 +131,7 @@ def _lists(model_type: str, bare: bool) -> set[tuple[int, ...]]:
 @cache
 def _table() -> dict[str, Any]:
     """The table, as it was read."""
-    found: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((files(__package__) / "transformers.json").read_text(encoding="utf-8"))
     return found
 
 
