@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -85,6 +86,22 @@ def test_the_command_alone_uses_one_torch_thread(model):
     code = f"import sys; sys.argv[1:] = {args!r}; import torch; torch.set_num_threads(2)"
     done = python("-c", f"{code}; from wiseft_core.cli import main; print(main(), torch.get_num_threads())")
     assert done.stdout.split() == ["0", "1"], done.stderr
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_bug_is_shown_and_not_hidden(as_json, model, monkeypatch, capsys):
+    """An error that nobody foresaw: its traceback, then four lines or one JSON object that ask to report it; exit 5."""
+
+    def fail(path):
+        raise ZeroDivisionError("a\x1b]0;title")
+
+    monkeypatch.setattr(inspection, "inspect_adapter", fail)
+    assert main(["inspect", str(model.adapter), *(["--json"] if as_json else [])]) == 5
+    said = capsys.readouterr()
+    assert said.err.startswith("Traceback (most recent call last):\n") and "in fail" in said.err
+    assert "\x1b" not in said.err
+    told = json.loads(said.out) if as_json else said.err.splitlines()[-4:]
+    assert ("report it" in told["hint"]) if as_json else (told[0].startswith("Bug: ") and "report it" in told[3])
 
 
 def in_shell(redirections, *args):

@@ -1,6 +1,6 @@
 """The command as a process: one run, its signals, and the exit code of whatever ends it.
 
-0 ok   1 a check failed   2 command line   3 value or file   4 unsupported   5 operating system
+0 ok   1 a check failed   2 command line   3 value or file   4 unsupported   5 operating system, or a bug
 6 input changed   7 locked   129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM   141 nobody reads stdout
 """
 
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -22,10 +23,11 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command
 
+from wiseft_core.aside import Aside
 from wiseft_core.cli import output
 from wiseft_core.cli.experiments import app
 from wiseft_core.cli.session import Session
-from wiseft_core.errors import Fault, WiseftError
+from wiseft_core.errors import Fault, WiseftError, show
 from wiseft_core.signals import ENDING
 from wiseft_core.store.faults import HINTS
 
@@ -34,6 +36,12 @@ class BadCommandLine(WiseftError):
     """The command line cannot be parsed."""
 
     exit_code = 2
+
+
+class Bug(WiseftError):
+    """An error that nobody foresaw: the fault is ours."""
+
+    exit_code = 5
 
 
 class Stopped(WiseftError):
@@ -92,6 +100,8 @@ def _run(args: Sequence[str], session: Session) -> int:
         problem = error
     except (OSError, MemoryError) as error:
         problem = _stray(error)
+    except Exception as error:
+        problem = _unforeseen(error)
     output.complain(problem, as_json="--json" in args)
     return problem.exit_code
 
@@ -164,4 +174,16 @@ def _stray(error: OSError | MemoryError) -> Fault:
         expected="calls that succeed",
         got=f"{errno.errorcode.get(code, type(error).__name__)}: {os.strerror(code) if code else error}",
         hint=HINTS.get(code, "free some memory or disk space, check the permissions, and run the same command again"),
+    )
+
+
+def _unforeseen(error: Exception) -> Bug:
+    """An error that is no refusal of ours, after its traceback, which is what mends it."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    Aside(sys.stderr).write("".join(f"{show(line, limit=1000)}\n" for line in lines))
+    return Bug(
+        "this run — an error that nobody foresaw",
+        expected="a result, or a refusal that says what to do",
+        got=f"{type(error).__name__}: {error}",
+        hint="this is a fault of wiseft_core: please report it, with the traceback on stderr and the command line",
     )
