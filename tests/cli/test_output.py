@@ -148,3 +148,15 @@ def test_a_bar_on_a_terminal_unless_quiet(quiet, monkeypatch):
             told(5, 10)
     assert ("[bold]x" in screen.getvalue()) is not quiet
     assert (told is None) is quiet
+
+
+@pytest.mark.parametrize("screen", [None, Terminal()])
+def test_a_stream_that_is_none_takes_nothing(screen, model, monkeypatch):
+    """Without stdout, with a bar or without stderr too, a run is as any other, and stdout is None after it."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(model.args()) == 0
+    assert main(model.args("--json")) == 3
+    assert main(["--help"]) == 0
+    assert (sys.stdout, sys.stderr) == (None, screen)
