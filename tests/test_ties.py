@@ -21,6 +21,10 @@ def steps(plan):
     return {name: [step.family for step in plan.bindings[name].steps] for name in (E, H) if name in plan.bindings}
 
 
+NORMS = {f"model.layers.{layer}.norm.weight": (4,) for layer in (0, 1)}
+
+
+@pytest.mark.parametrize("shared", [(), (frozenset(NORMS),)], ids=["", "norms share memory"])
 @pytest.mark.parametrize(
     ("adapter", "config", "tied", "expected", "apart"),
     [
@@ -44,9 +48,13 @@ def steps(plan):
         (lora("model.layers.0.q", 4, 4), {}, "untie", {}, False),
     ],
 )
-def test_what_becomes_of_a_tied_embedding(adapter, config, tied, expected, apart):
-    """Each changed where tuning changed it; apart only where they differ; the flag follows."""
-    plan = plan_of(BASE, adapter, {"lora_alpha": 4, **config}, base_config=LLAMA, tied=tied)
+def test_what_becomes_of_a_tied_embedding(adapter, config, tied, expected, apart, shared):
+    """Each changed where tuning changed it; apart only where they differ; the flag follows.
+
+    Other names that share memory do not matter.
+    """
+    options = {"base_config": LLAMA, "tied": tied, "shared": shared}
+    plan = plan_of(BASE | NORMS, adapter, {"lora_alpha": 4, **config}, **options)
     assert steps(plan) == expected
     assert (H in plan.outputs) == apart
     assert plan.config == ({"tie_word_embeddings": False} if apart else {})
@@ -59,6 +67,50 @@ def test_both_on_disk_are_written_apart_too():
     """A base that holds both names though its config ties them: what is not changed stays, and the flag is undone."""
     plan = plan_of(BASE | {H: (9, 4)}, EMBEDDED, base_config=LLAMA)
     assert steps(plan) == {E: ["lora"]} and not plan.sources and plan.config == {"tie_word_embeddings": False}
+
+
+LAYERED = {f"model.layers.{layer}.q.weight": (4, 4) for layer in (0, 1)}
+SHARED = (frozenset(LAYERED),)
+
+
+@pytest.mark.parametrize("config", [LLAMA, {"model_type": "mine", "tie_word_embeddings": True}, None])
+def test_layers_that_share_memory_are_no_embedding_and_head(config):
+    """They are written apart, and the flag, which is of embedding and head, stays: no head is written."""
+    plan = plan_of(BASE | LAYERED, lora("model.layers.0.q", 4, 4), base_config=config, shared=SHARED)
+    assert not plan.config and H not in plan.outputs and list(plan.bindings) == ["model.layers.0.q.weight"]
+    assert plan.untied == ("model.layers.1.q.weight",)
+    (note,) = plan.notes
+    assert "both are written" in note and "tie_word_embeddings" not in note
+
+
+def test_two_ties_are_taken_apart_one_by_one():
+    """Two layers that share memory, and an embedding with its head: each tie is of two names alone."""
+    adapter = lora("model.layers.0.q", 4, 4) | HEADED
+    plan = plan_of(BASE | LAYERED, adapter, base_config=LLAMA, shared=SHARED)
+    assert set(plan.untied) == {H, "model.layers.1.q.weight"} and len(plan.notes) == 2
+    assert plan.config == {"tie_word_embeddings": False} and plan.sources == {H: E}
+    plan = plan_of(BASE | LAYERED, adapter, base_config=LLAMA, shared=SHARED, tied="share")
+    assert plan.alike == {H: E, "model.layers.1.q.weight": "model.layers.0.q.weight"} and H not in plan.outputs
+
+
+@pytest.mark.parametrize("embedding", [E, "model.tok.weight"])
+def test_a_live_embedding_and_head_are_known_by_their_names(embedding):
+    """Of an architecture that the table does not know, one whose embedding has another name too: the flag follows."""
+    live = {embedding: (9, 4), H: (9, 4)}
+    said = {"model_type": "mine", "tie_word_embeddings": True}
+    plan = plan_of(live, HEADED, base_config=said, shared=(frozenset(live),))
+    assert plan.config == {"tie_word_embeddings": False} and plan.untied == (H,)
+
+
+def test_a_head_has_one_name_though_disk_and_memory_call_it_otherwise():
+    """GPT-NeoX: `embed_out` on disk, `lm_head` in memory: still two parameters, which can be written apart."""
+    config = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "tie_word_embeddings": True}
+    embedding = "gpt_neox.embed_in.weight"
+    plan = plan_of({embedding: (9, 4)}, HEADED, base_config=config)
+    assert plan.sources == {"embed_out.weight": embedding} and list(plan.bindings) == ["embed_out.weight"]
+    live = {embedding: (9, 4), H: (9, 4)}
+    plan = plan_of(live, HEADED, base_config=config, shared=(frozenset(live),))
+    assert list(plan.outputs) == list(live) and plan.untied == (H,) and plan.config == {"tie_word_embeddings": False}
 
 
 def test_a_head_whose_name_is_not_known_is_refused():

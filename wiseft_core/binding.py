@@ -7,9 +7,10 @@ factor, as a new tensor, or by name as one that means nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from wiseft_core import guards
+from wiseft_core.bonds import Bond, Tied
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
@@ -24,7 +25,7 @@ from wiseft_core.ruled import Placed, Placement
 from wiseft_core.scene import Scene
 from wiseft_core.sites import collect, copies
 from wiseft_core.steps import at, steps_of, token_rows
-from wiseft_core.ties import Bond, Tied, as_tied, check, settle
+from wiseft_core.ties import as_tied, check, settle
 from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_resized
 
@@ -39,7 +40,7 @@ def bind(
     complete: bool = False,
     output_dtype: str | None = None,
     tied: str = "untie",
-    apart: bool = False,
+    apart: Collection[str] = (),
     known: Mapping[str, tuple[Link, ...]] = NOTHING,
     components: Mapping[str, Config] | None = None,
     families: Mapping[str, Family] = FAMILIES,
@@ -56,7 +57,7 @@ def bind(
         output_dtype: Dtype of every float tensor of the result; None: each keeps its own.
         tied: What becomes of an embedding and a head that are one tensor, where tuning makes them differ: "untie"
             writes both, "share" adds both changes to the one.
-        apart: Write both in any case.
+        apart: Names that are tied to another one and are to be written apart in any case.
         known: What some names, of the base or as the adapter has them, are where their spelling alone does not show it.
         components: Of a pipeline, the config.json of each component; the names of the base begin with the component's.
         families: The methods to know.
@@ -111,7 +112,8 @@ def bind(
         homes=_homes(placed.new, base) | {name: source for name, source in sources.items() if name not in base},
         config={**model.config, **all_edits(models, bindings, result, specs, settled.untied, config)},
         rule=placed.rule,
-        notes=tuple(_notes(bindings, placed, settled.note, families)),
+        untied=tuple(bond.other for bond in settled.untied),
+        notes=tuple(_notes(bindings, placed, settled.notes, families)),
     )
 
 
@@ -131,15 +133,14 @@ def _check_ties(
 
 
 def _notes(
-    bindings: Mapping[str, Binding], placed: Placement, tied: str, families: Mapping[str, Family]
+    bindings: Mapping[str, Binding], placed: Placement, tied: Iterable[str], families: Mapping[str, Family]
 ) -> Iterator[str]:
     """What a human should know of a plan."""
     used = dict.fromkeys(step.family for bound in bindings.values() for step in bound.steps)
     yield from (families[name].note for name in used if families[name].note)
     if placed.new:
         yield f"not in the base, carried as trained at every alpha: {listed(placed.new, most=10)}"
-    if tied:
-        yield tied
+    yield from tied
     if any(one.site.twice for one in placed.placed):
         yield "the output projection of torch's attention counts twice, as PEFT 0.21 trains and merges it"
 

@@ -123,7 +123,8 @@ def bound_of(
         with of_adapter(number, len(tuned)):
             plans.append(bind_sources(source, one, **options))
     if len({frozenset(plan.sources.items()) for plan in plans}) > 1:  # one of them takes a tie apart: all must
-        plans = [bind_sources(source, one, **options, apart=True) for one in tuned]
+        apart = {name for plan in plans for name in plan.untied}
+        plans = [bind_sources(source, one, **options, apart=apart) for one in tuned]
     place = _place(device)
     compute = check_numbers(compute_dtype, overflow)
     if place is not None and place.type == "mps":  # it knows no float64

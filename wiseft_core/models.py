@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from wiseft_core import ties
+from wiseft_core.bonds import Bond, Tied, bonds_of
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, Unsupported, listed
 from wiseft_core.naming.links import Link
@@ -21,7 +22,6 @@ from wiseft_core.plans import Binding
 from wiseft_core.replication import Grown, grown
 from wiseft_core.ruled import Placement
 from wiseft_core.sites import Site
-from wiseft_core.ties import Bond, Tied, bonds_of
 from wiseft_core.types import TensorSpec
 from wiseft_core.views import View, disk_view, identity, memory_view
 from wiseft_core.vocabulary import check_class, edits
@@ -159,7 +159,7 @@ def all_edits(
     bindings: Mapping[str, Binding],
     result: Mapping[str, TensorSpec],
     base: Mapping[str, TensorSpec],
-    untied: str,
+    untied: Sequence[Bond],
     config: AdapterConfig | None,
 ) -> dict[str, object]:
     """What changes in the config.json of each model, by dotted path, with the component in front."""
@@ -169,7 +169,7 @@ def all_edits(
         resized = {name: own[name].shape for name in model.own(bindings) if own[name].shape != before[name].shape}
         check_class(resized, config.trained_class if config is not None else None, model.config)
         changes = edits(resized, own, before, model.config)
-        if untied and models.of(untied) == model:
+        if any(bond.flagged and models.of(bond.other) == model for bond in untied):
             changes |= ties.edits(model.config)
         found |= {model.prefix + path: value for path, value in changes.items()}
     return found

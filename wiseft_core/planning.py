@@ -5,7 +5,7 @@ Verb floor; torch is not imported for paths and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def bind_sources(
     tied: str,
     output_dtype: str | None,
     families: Mapping[str, Family],
-    apart: bool = False,
+    apart: Collection[str] = (),
 ) -> Plan:
     """`bind` for opened sources: the base's own config.json is used where none is given.
 

@@ -118,6 +118,7 @@ class Plan:
         sources: For each tensor of the result that is made from a base tensor of another name, that name: the head of
             a model whose embedding was tied to it, the layers of a model that was grown.
         alike: For each name that stays tied to a changed tensor, whether or not the result has both, that tensor.
+        untied: The names that are written apart from what they were tied to.
         homes: For each tensor that the base does not have, the base tensor whose file it joins, where there is one.
         config: What changes in the base's config.json, by dotted path.
         rule: The prefix rule: "exact", "+model." or "-bert.".
@@ -132,6 +133,7 @@ class Plan:
     ignored: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     alike: Mapping[str, str] = field(default_factory=dict)
+    untied: tuple[str, ...] = ()
     homes: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     rule: str = "exact"
@@ -203,6 +205,7 @@ def joined(plans: Sequence[Plan]) -> Plan:
         ignored=tuple(sorted(key for plan in plans for key in plan.ignored)),
         sources=plans[0].sources,
         alike={name: other for plan in plans for name, other in plan.alike.items()},
+        untied=plans[0].untied,
         homes={name: home for plan in plans for name, home in plan.homes.items()},
         config={key: value for plan in plans for key, value in plan.config.items()},
         rule=", ".join(sorted({plan.rule for plan in plans})),

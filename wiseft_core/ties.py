@@ -10,77 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
+from wiseft_core.bonds import Bond, Tied
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, Unsupported, listed
-from wiseft_core.guards import EMBEDDINGS, HEADS, may_be_tied, tie_flag, tied_refusal
-from wiseft_core.naming.table import tied_of
+from wiseft_core.guards import may_be_tied, tied_refusal
 from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
-from wiseft_core.types import TensorSpec
 
-Tied = Literal["untie", "share"]
-"""What becomes of a tied embedding that tuning changes."""
 FLAG: Final = "tie_word_embeddings"
-
-
-class Bond(NamedTuple):
-    """Names that are one tensor of the model.
-
-    Attributes:
-        source: The name that the base has.
-        other: The one that is the same tensor; the base has it too, or it is added as an alias.
-        alias: Whether it was added.
-        lone: Whether these two are all that is tied.
-    """
-
-    source: str
-    other: str
-    alias: bool
-    lone: bool = True
-
-
-def bonds_of(
-    base: Mapping[str, TensorSpec],
-    config: Mapping[str, object] | None,
-    shared: Iterable[Collection[str]],
-    sites: Sequence[Site],
-    tied: Tied,
-) -> tuple[Bond, ...]:
-    """What is tied in a base.
-
-    Args:
-        base: Specs of the base.
-        config: Its config.json.
-        shared: Groups of names that share memory.
-        sites: The adapter's sites: with `share`, a head that nothing else names is known by them.
-        tied: See `settle`.
-    """
-    found: list[Bond] = []
-    for group in shared:
-        source, *others = [name for name in base if name in group]
-        found += [Bond(source, other, False, len(others) == 1) for other in others]
-    if found or tie_flag(config) is False:
-        return tuple(found)
-    pairs = [
-        (source, other)
-        for tie in tied_of(config)
-        for source, other in ((tie.source_on_disk, tie.head_on_disk), (tie.source, tie.head))
-        if source in base
-    ]
-    if not pairs and tied == "share":
-        embeddings = [name for name in base if _is_of(name, EMBEDDINGS)]
-        heads = [site.target for site in sites if _is_of(site.target, HEADS) and site.target not in base]
-        pairs = [(embeddings[0], head) for head in heads] if len(embeddings) == 1 else []
-    pairs = list({other: (source, other) for source, other in reversed(pairs)}.values())
-    return tuple(Bond(source, other, other not in base, len(pairs) == 1) for source, other in pairs)
-
-
-def _is_of(name: str, modules: Collection[str]) -> bool:
-    """Whether a name is of the weight of a module that is called so."""
-    *_, module, parameter = ["", *name.split(".")]
-    return module in modules and parameter == "weight"
 
 
 class Settled(NamedTuple):
@@ -90,17 +29,17 @@ class Settled(NamedTuple):
         placed: The places, with those of shared changes at every name that has them.
         kept: The aliases that stay, as tensors of the result.
         copies: Adapter keys that must hold the same as another one (its transpose where the shapes are turned).
-        untied: The name that is written apart though the config ties it, so that this must be changed; "" for none.
+        untied: What is written apart.
         alike: Names that are the same tensor as another one, which the result has.
-        note: What a human should know.
+        notes: What a human should know.
     """
 
     placed: tuple[Placed, ...]
     kept: tuple[str, ...] = ()
     copies: Mapping[str, str] = {}
-    untied: str = ""
+    untied: tuple[Bond, ...] = ()
     alike: Mapping[str, str] = {}
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def settle(
@@ -109,7 +48,7 @@ def settle(
     config: AdapterConfig | None,
     tied: Tied,
     *,
-    apart: bool,
+    apart: Collection[str],
 ) -> Settled:
     """Decide what a tied tensor becomes.
 
@@ -118,25 +57,22 @@ def settle(
         placed: Where the sites land.
         config: The adapter's config.
         tied: "untie" or "share".
-        apart: Keep the two apart even where they are changed alike: another adapter needs it.
+        apart: Names to write apart even where they are changed alike: another adapter needs it.
     Raises:
         Unsupported: More than two parameters are tied, and tuning makes them differ.
     """
     touched = {one.name for one in placed}
-    active = [bond for bond in bonds if {bond.source, bond.other} & touched]
-    if not active and not (apart and bonds):
-        return Settled(tuple(placed))
+    active = [bond for bond in bonds if bond.other in apart or {bond.source, bond.other} & touched]
     settled = Settled(tuple(placed))
-    for source in dict.fromkeys(bond.source for bond in active or bonds[:1]):
+    for source in dict.fromkeys(bond.source for bond in active):
         group = [bond for bond in bonds if bond.source == source]
-        settled = _settled(settled, group, active, config, tied, apart=apart)
+        settled = _settled(settled, group, config, tied, apart=any(bond.other in apart for bond in group))
     return settled
 
 
 def _settled(
     before: Settled,
     group: Sequence[Bond],
-    active: Sequence[Bond],
     config: AdapterConfig | None,
     tied: Tied,
     *,
@@ -153,20 +89,27 @@ def _settled(
         copies = copies if alike is not None else _same_copies(changed)
         absent = {bond.other for bond in group if bond.alias}
         placed = [_at(one, name) for name in names if name not in absent for one in both]
-        note = "; ".join(filter(None, [before.note, f"{' and '.join(names)} are one tensor, and stay one"]))
-        stay = dict.fromkeys(names[1:], names[0])
-        return Settled((*rest, *placed), (), {**before.copies, **copies}, "", {**before.alike, **stay}, note)
-    if len(active) > 1 or not group[0].lone:
-        raise _many([*active, *group])
+        return before._replace(
+            placed=(*rest, *placed),
+            copies={**before.copies, **copies},
+            alike={**before.alike, **dict.fromkeys(names[1:], names[0])},
+            notes=(*before.notes, f"{' and '.join(names)} are one tensor, and stay one"),
+        )
+    if not group[0].lone:
+        raise _many(group)
     (bond,) = group
-    kept = (bond.other,) if bond.alias else ()
+    before = before._replace(
+        kept=(*before.kept, bond.other) if bond.alias else before.kept,
+        copies={**before.copies, **copies},
+        untied=(*before.untied, bond),
+    )
     if alike is not None:
-        both = [_at(one, name) for name in names for one in alike]
-        return Settled((*rest, *both), kept, copies, untied=bond.other)
+        return before._replace(placed=(*rest, *(_at(one, name) for name in names for one in alike)))
     first, second = mine.values()
     first, second = _with_copy(first, second, bond.source, config), _with_copy(second, first, bond.other, config)
-    note = f"{bond.source} and {bond.other} were one tensor: both are written, and {FLAG} is false"
-    return Settled((*rest, *first, *second), kept, copies, untied=bond.other, note=note)
+    then = f"{FLAG} is false" if bond.flagged else "a model that shares them loads but one"
+    note = f"{bond.source} and {bond.other} were one tensor: both are written, and {then}"
+    return before._replace(placed=(*rest, *first, *second), notes=(*before.notes, note))
 
 
 def _alike(

@@ -1,0 +1,101 @@
+"""What is tied in a base: by the memory of a live model, and by what its config.json says of an embedding and a head.
+
+Joint floor: names, specs and configs only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from wiseft_core.guards import EMBEDDINGS, HEADS, tie_flag
+from wiseft_core.naming.table import tied_of
+from wiseft_core.sites import Site
+from wiseft_core.types import TensorSpec
+
+Tied = Literal["untie", "share"]
+"""What becomes of a tied embedding that tuning changes."""
+
+
+class Bond(NamedTuple):
+    """Names that are one tensor of the model.
+
+    Attributes:
+        source: The name that the base has.
+        other: The one that is the same tensor; the base has it too, or it is added as an alias.
+        alias: Whether it was added.
+        lone: Whether these two are all that is tied.
+        flagged: Whether they are an embedding and its head, which config.json ties and unties.
+    """
+
+    source: str
+    other: str
+    alias: bool
+    lone: bool = True
+    flagged: bool = True
+
+
+def bonds_of(
+    base: Mapping[str, TensorSpec],
+    config: Mapping[str, object] | None,
+    shared: Iterable[Collection[str]],
+    sites: Sequence[Site],
+    tied: Tied,
+) -> tuple[Bond, ...]:
+    """What is tied in a base: what shares memory, and what config.json ties besides.
+
+    Args:
+        base: Specs of the base.
+        config: Its config.json.
+        shared: Groups of names that share memory.
+        sites: The adapter's sites: with `share`, a head that nothing else names is known by them.
+        tied: See `ties.settle`.
+    """
+    groups = [[name for name in base if name in group] for group in shared]
+    pairs = [] if tie_flag(config) is False else list(_told(base, config))
+    if not pairs and tied == "share" and tie_flag(config) is not False:
+        known = set(itertools.chain(*groups))
+        embeddings = [name for name in base if _is_of(name, EMBEDDINGS) and name not in known]
+        heads = [site.target for site in sites if _is_of(site.target, HEADS) and site.target not in base]
+        pairs = [(embeddings[0], head) for head in dict.fromkeys(heads)] if len(embeddings) == 1 else []
+    more = [pair for pair in pairs if not any({*pair} <= {*group} for group in groups)]
+    for pair in more:
+        met = [group for group in groups if not {*pair}.isdisjoint(group)]
+        groups = [group for group in groups if group not in met]
+        groups.append(list(dict.fromkeys([*itertools.chain(*met), *pair])))
+    return tuple(bond for group in groups for bond in _bonds(group, base, pairs, more))
+
+
+def _bonds(
+    names: Sequence[str],
+    base: Collection[str],
+    pairs: Sequence[tuple[str, str]],
+    more: Sequence[tuple[str, str]],
+) -> Iterator[Bond]:
+    """The bonds of names that are one tensor; the config's flag unties all of `pairs`, of which memory lacks `more`."""
+    said = any({*pair} <= {*names} for pair in pairs)
+    lone = len(names) == 2 and not (said and any(not {*pair} <= {*names} for pair in more))
+    source, *others = names
+    for other in others:
+        yield Bond(source, other, other not in base, lone, said or _is_pair(names))
+
+
+def _told(base: Collection[str], config: Mapping[str, object] | None) -> Iterator[tuple[str, str]]:
+    """What config.json ties, by the names that the base has: those on disk where both would do."""
+    for tie in tied_of(config):
+        spelled = ((tie.source_on_disk, tie.head_on_disk), (tie.source, tie.head))
+        mine = [pair for pair in spelled if pair[0] in base]
+        yield from sorted(mine, key=lambda pair: pair[1] not in base)[:1]
+
+
+def _is_pair(names: Iterable[str]) -> bool:
+    """Whether names are, by their looks, an embedding and its head, rather than one module of several layers."""
+    modules = {["", *name.split(".")][-2] for name in names if name.rpartition(".")[2] == "weight"}
+    return len(modules) > 1 and not modules.isdisjoint(EMBEDDINGS | HEADS)
+
+
+def _is_of(name: str, modules: Collection[str]) -> bool:
+    """Whether a name is of the weight of a module that is called so."""
+    *_, module, parameter = ["", *name.split(".")]
+    return module in modules and parameter == "weight"
