@@ -96,6 +96,37 @@ def test_an_adapter_at_zero_adds_nothing(cases, alpha):
     assert same_bits(combined(cases, [alpha] + [0.0] * (len(cases) - 1)), alone)
 
 
+E, H = "model.embed_tokens.weight", "lm_head.weight"
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize("stored", ["the embedding", "one tensor twice", "two copies"])
+@pytest.mark.parametrize("of", ["embedding", "head", "both"])
+@pytest.mark.parametrize("alphas", [(0.5, 0.25), (0.5, 0.5)])
+def test_token_rows_stay_in_both_where_another_adapter_unties(stored, of, alphas):
+    """Rows change embedding and head alike; what unties them makes two tensors for all, whatever the base stores."""
+    weight = torch.arange(24.0).reshape(6, 4)
+    twin = {"the embedding": {}, "one tensor twice": {H: weight}, "two copies": {H: weight.clone()}}[stored]
+    rows = {"model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1, 4)}
+    tokens = Adapter(rows, AdapterConfig.from_mapping({"trainable_token_indices": {"embed_tokens": [2]}}))
+    first, second = {}, {}
+    if of != "head":
+        A, B = torch.ones(1, 6), torch.full((4, 1), 4.0)
+        first = {"model.embed_tokens.lora_embedding_A": A, "model.embed_tokens.lora_embedding_B": B}
+    if of != "embedding":
+        second = {"lm_head.lora_A.weight": torch.ones(1, 4), "lm_head.lora_B.weight": torch.full((6, 1), 8.0)}
+    low = Adapter(first | second, AdapterConfig.from_mapping({"lora_alpha": 1, "r": 1}))
+    base = weight.clone()
+    base[2] += alphas[0] * (1 - weight[2])
+    wanted = {E: base + alphas[1] * (4 if first else 0), H: base + alphas[1] * (8 if second else 0)}
+    for order in (1, -1):
+        pairs = [(tokens, alphas[0]), (low, alphas[1])][::order]
+        view = combine({E: weight, **twin}, pairs, base_config=LLAMA)
+        held = dict(view)
+        assert all(torch.equal(held[name], wanted[name]) for name in wanted)
+        assert view.plan.config == {"tie_word_embeddings": False} and view.plan.untied == (H,)
+
+
 def test_token_rows_and_a_low_rank_change_of_one_embedding_add_up():
     """Rows that one adapter trained, and a LoRA on the whole table: both changes, each where it acts."""
     draw = torch.Generator().manual_seed(3)

@@ -540,3 +540,20 @@ def test_gpt2_square_conv1d_against_peft(tmp_path):
     tuned, wide = merged(live.double()), merged(loaded(tmp_path / "out", gpt2, torch.float64))
     key = "h.0.attn.c_proj.weight"
     assert row_errors(live, key, wide[key], 0.6 * base[key].double() + 0.4 * tuned[key]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_token_rows_of_a_tied_embedding(live):
+    """The rows that embedding and head share are rescaled once, whether the base holds one name of it or both."""
+    weight = torch.arange(24.0).reshape(6, 4)
+    base = {"model.embed_tokens.weight": weight} | ({"lm_head.weight": weight} if live else {})
+    said = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    rows = {"model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1, 4)}
+    options = {"config": {"trainable_token_indices": {"embed_tokens": [2]}}, "base_config": said}
+    again = rescale(rows, 0.5, base=base, **options)
+    (value,) = again.tensors.values()
+    assert torch.equal(value, (weight[2:3] + 1) / 2)
+    wanted = dict(interpolate(base, rows, 0.5, **options))
+    assert all(
+        torch.equal(held, wanted[name]) for name, held in interpolate(base, again, 1.0, base_config=said).items()
+    )

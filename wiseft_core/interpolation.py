@@ -122,8 +122,8 @@ def bound_of(
     for number, one in enumerate(tuned, start=1):
         with of_adapter(number, len(tuned)):
             plans.append(bind_sources(source, one, **options))
-    if len({frozenset(plan.sources.items()) for plan in plans}) > 1:  # one of them takes a tie apart: all must
-        apart = {name for plan in plans for name in plan.untied}
+    apart = {name for plan in plans for name in plan.untied}
+    if any(apart - {*plan.untied} for plan in plans):  # one of them takes a tie apart: all must
         plans = [bind_sources(source, one, **options, apart=apart) for one in tuned]
     place = _place(device)
     compute = check_numbers(compute_dtype, overflow)

@@ -183,7 +183,7 @@ def _uses(view: StateDict) -> dict[tuple[str, ...], _Use]:
     found: dict[tuple[str, ...], _Use] = {}
     for name, alpha in view.alphas[0].items():
         binding = view.bound.parts[0].plan.bindings[name]
-        for piece in binding.pieces:
+        for piece in () if name in view.plan.alike else binding.pieces:  # what is tied is changed once
             for over, spec in enumerate(piece.steps):
                 key = (spec.parameter, *spec.factors.values())
                 use = found.setdefault(key, _Use(spec, binding, piece, over, alpha, set(), set()))
