@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from wiseft_core import guards
-from wiseft_core.bonds import Bond, Tied
+from wiseft_core.bonds import Bond, Tied, joined_names
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
@@ -38,6 +38,7 @@ def bind(
     base_config: Mapping[str, object] | None = None,
     shared: Sequence[frozenset[str]] = (),
     complete: bool = False,
+    twins: Sequence[Collection[str]] = (),
     output_dtype: str | None = None,
     tied: str = "untie",
     apart: Collection[str] = (),
@@ -54,6 +55,7 @@ def bind(
         base_config: The base's config.json: it settles square transposed weights and tied embeddings.
         shared: Groups of base names that share memory.
         complete: The adapter is a full checkpoint: it must cover the base.
+        twins: Groups of its keys that are one tensor there.
         output_dtype: Dtype of every float tensor of the result; None: each keeps its own.
         tied: What becomes of an embedding and a head that are one tensor, where tuning makes them differ: "untie"
             writes both, "share" adds both changes to the one.
@@ -71,14 +73,14 @@ def bind(
     sites = (*sites, *companions(sites, families))
     models = Models(base_config, components)
     model = grown_by(config, base, models)
-    bonds = () if complete else all_bonds(model.specs, models, shared, sites, as_tied(tied))
+    brought = [*(site.target for site in sites), *apart]
+    bonds = all_bonds(model.specs, models, shared, brought, as_tied(tied), complete=complete)
     specs = dict(model.specs) | {bond.other: model.specs[bond.source] for bond in bonds if bond.alias}
     placed = placement(sites, specs, models, known, adapter, config)
     found, same = _counters(placed.placed, specs, adapter)
-    WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed) if complete else [])])
-    settled = settle(bonds, found, config, as_tied(tied), apart=apart)
+    WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed, bonds) if complete else [])])
+    settled = settle(bonds, found, config, as_tied(tied), apart=apart, twins=twins if complete else None)
     touched = dict.fromkeys(landing.name for one in settled.placed for landing in one.landed.landings)
-    aliases = {bond.other for bond in bonds if bond.alias}
     if not complete:
         _check_ties([*touched, *placed.new], bonds, models, specs, as_tied(tied))
     for one in models.all:
@@ -96,7 +98,7 @@ def bind(
     bindings = _bindings(settled.placed, scene)
     if not complete:
         check_promises(config, sites, found, specs, bonds)
-    left_out = aliases - set(settled.kept)
+    left_out = {bond.other for bond in bonds if bond.alias} - {*settled.kept}
     sources = {**model.sources, **{bond.other: bond.source for bond in bonds if bond.other in settled.kept}}
     result = {name: _resized(spec, bindings.get(name)) for name, spec in specs.items() if name not in left_out}
     result |= {name: adapter[key] for name, key in placed.new.items()}
@@ -189,9 +191,10 @@ def _new_problems(new: Mapping[str, str], adapter: Mapping[str, TensorSpec]) -> 
     ]
 
 
-def _uncovered(base: Mapping[str, TensorSpec], placed: Placement) -> list[WiseftError]:
-    """Base tensors that a full checkpoint does not have."""
+def _uncovered(base: Mapping[str, TensorSpec], placed: Placement, bonds: Sequence[Bond]) -> list[WiseftError]:
+    """Base tensors that a full checkpoint does not have, under no name that they are tied to."""
     held = {landing.name for one in placed.placed for landing in one.landed.landings}
+    held.update(*(names for names in joined_names(bonds) if names & held))
     missing = [name for name in base if name not in held]
     if not missing:
         return []

@@ -6,12 +6,12 @@ Joint floor: names, specs and configs only.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from wiseft_core.guards import EMBEDDINGS, HEADS, tie_flag
 from wiseft_core.naming.table import tied_of
-from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
 
 Tied = Literal["untie", "share"]
@@ -40,8 +40,10 @@ def bonds_of(
     base: Mapping[str, TensorSpec],
     config: Mapping[str, object] | None,
     shared: Iterable[Collection[str]],
-    sites: Sequence[Site],
+    brought: Collection[str],
     tied: Tied,
+    *,
+    complete: bool = False,
 ) -> tuple[Bond, ...]:
     """What is tied in a base: what shares memory, and what config.json ties besides.
 
@@ -49,22 +51,35 @@ def bonds_of(
         base: Specs of the base.
         config: Its config.json.
         shared: Groups of names that share memory.
-        sites: The adapter's sites: with `share`, a head that nothing else names is known by them.
+        brought: What tuning changes: with `share`, a head that nothing else names is known by it.
         tied: See `ties.settle`.
+        complete: It is all of a full checkpoint, which says itself what differs: two names that the base
+            stores are one only where its config says so outright, and a name that neither side stores is none.
     """
     groups = [[name for name in base if name in group] for group in shared]
-    pairs = [] if tie_flag(config) is False else list(_told(base, config))
-    if not pairs and tied == "share" and tie_flag(config) is not False:
+    flag = tie_flag(config)
+    pairs = [] if flag is False else list(_told(base, config))
+    if not pairs and tied == "share" and flag is not False:
         known = set(itertools.chain(*groups))
         embeddings = [name for name in base if _is_of(name, EMBEDDINGS) and name not in known]
-        heads = [site.target for site in sites if _is_of(site.target, HEADS) and site.target not in base]
-        pairs = [(embeddings[0], head) for head in dict.fromkeys(heads)] if len(embeddings) == 1 else []
+        heads = sorted(name for name in brought if _is_of(name, HEADS) and name not in base)
+        pairs = [(embeddings[0], head) for head in heads] if len(embeddings) == 1 else []
     more = [pair for pair in pairs if not any({*pair} <= {*group} for group in groups)]
     for pair in more:
+        if complete and not (flag if pair[1] in base else pair[1] in brought):
+            continue
         met = [group for group in groups if not {*pair}.isdisjoint(group)]
         groups = [group for group in groups if group not in met]
         groups.append(list(dict.fromkeys([*itertools.chain(*met), *pair])))
     return tuple(bond for group in groups for bond in _bonds(group, base, pairs, more))
+
+
+def joined_names(bonds: Iterable[Bond]) -> list[frozenset[str]]:
+    """The groups of names that are one tensor."""
+    groups = defaultdict[str, set[str]](set)
+    for bond in bonds:
+        groups[bond.source] |= {bond.source, bond.other}
+    return [frozenset(group) for group in groups.values()]
 
 
 def _bonds(

@@ -85,7 +85,8 @@ def _other_copy(key: str, used: str) -> DtypeMismatch:
         f"{key} — another value than what it is a copy of",
         expected=f"the values of {used}, which all modules share",
         got="others",
-        hint="the file is damaged, or put together from several; tied modules that were trained apart: untie them",
+        hint="the file is damaged, or put together from several; tied modules that were trained apart: untie them "
+        "here, and in the config.json of a full checkpoint",
     )
 
 

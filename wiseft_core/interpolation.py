@@ -59,7 +59,9 @@ def interpolate(
         base_config: The base's config.json as a dict. It settles square transposed weights and tied embeddings, and is
             read by itself where the base is a folder.
         tied: What becomes of an embedding and a head that are one tensor of the base, where tuning makes them differ:
-            "untie" writes both, and config.json says so; "share" adds both changes to the one, as PEFT's merge does.
+            "untie" writes both, and config.json says so; "share" adds both changes to the one, as PEFT's merge does. In
+            a full checkpoint they are one where they share memory, where its own config.json ties them, or where it
+            stores but one of them: then they stay one. With "share" it must hold the same under both names.
         extrapolate: Allow alpha outside [0, 1].
         overflow: "error", or "saturate": a finite result beyond the dtype's largest number becomes that number.
         compute_dtype: "float64" is exact; "float32" is faster and may be one unit off in the last place.

@@ -5,7 +5,7 @@ Joint floor: names, specs and configs only. What a config.json says holds for th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -125,13 +125,16 @@ def all_bonds(
     base: Mapping[str, TensorSpec],
     models: Models,
     shared: Sequence[frozenset[str]],
-    sites: Sequence[Site],
+    brought: Iterable[str],
     tied: Tied,
+    *,
+    complete: bool = False,
 ) -> tuple[Bond, ...]:
-    """What is tied in each of the models."""
+    """What is tied in each of the models; arguments as for `bonds_of`."""
     found: list[Bond] = []
     for model in models.all:
-        bonds = bonds_of(model.own(base), model.config, shared if models.only else (), sites, tied)
+        live, named = shared if models.only else (), model.own(dict.fromkeys(brought))
+        bonds = bonds_of(model.own(base), model.config, live, named, tied, complete=complete)
         found += [bond._replace(source=model.prefix + bond.source, other=model.prefix + bond.other) for bond in bonds]
     return tuple(found)
 

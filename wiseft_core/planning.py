@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from wiseft_core.binding import bind
+from wiseft_core.bonds import joined_names
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import show
 from wiseft_core.families import FAMILIES, Family
-from wiseft_core.models import Config
+from wiseft_core.models import Config, Models, all_bonds
 from wiseft_core.plans import Plan
 from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
 from wiseft_core.store.checkpoint import Checkpoint
@@ -71,6 +72,7 @@ def bind_sources(
         base_config=base_config if base_config is not None else read,
         shared=source.shared() if isinstance(source, Memory) else (),
         complete=tuned.complete,
+        twins=_twins(tuned.source) if tuned.complete else (),
         output_dtype=output_dtype,
         tied=tied,
         apart=apart,
@@ -79,6 +81,14 @@ def bind_sources(
         families=families,
     )
     return replace(found, notes=(*found.notes, *_doubts(source, tuned.config, base_config)))
+
+
+def _twins(tuned: Source) -> list[frozenset[str]]:
+    """The names of a full checkpoint that are one tensor: they share memory, or its own config.json ties them."""
+    if isinstance(tuned, Memory):
+        return list(tuned.shared())
+    models = Models(tuned.config, _configs(tuned, None)) if isinstance(tuned, Checkpoint) else Models(None)
+    return joined_names(all_bonds(tuned.specs, models, (), (), "untie", complete=True))
 
 
 def _doubts(source: Source, config: AdapterConfig | None, base_config: Config) -> Iterator[str]:

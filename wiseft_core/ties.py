@@ -2,7 +2,8 @@
 
 Joint floor: names, specs and configs only. Where tuning makes the two differ, `untie` writes both and says so in
 config.json; `share` makes of the one tensor what PEFT's merge makes of it, both changes added. Where tuning changes
-both alike, they stay one.
+both alike, they stay one. A full checkpoint says itself whether the two are one there: each that is not is interpolated
+with the one tensor of the base, and `share` asks it to hold the same under both names.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def settle(
     tied: Tied,
     *,
     apart: Collection[str],
+    twins: Sequence[Collection[str]] | None = None,
 ) -> Settled:
     """Decide what a tied tensor becomes.
 
@@ -58,6 +60,7 @@ def settle(
         config: The adapter's config.
         tied: "untie" or "share".
         apart: Names to write apart even where they are changed alike: another adapter needs it.
+        twins: Of a full checkpoint, the groups of keys that are one tensor there; None for an adapter.
     Raises:
         Unsupported: More than two parameters are tied, and tuning makes them differ.
     """
@@ -66,7 +69,8 @@ def settle(
     settled = Settled(tuple(placed))
     for source in dict.fromkeys(bond.source for bond in active):
         group = [bond for bond in bonds if bond.source == source]
-        settled = _settled(settled, group, config, tied, apart=any(bond.other in apart for bond in group))
+        is_apart = any(bond.other in apart for bond in group)
+        settled = _settled(settled, group, config, tied, apart=is_apart, twins=twins)
     return settled
 
 
@@ -77,17 +81,18 @@ def _settled(
     tied: Tied,
     *,
     apart: bool,
+    twins: Sequence[Collection[str]] | None,
 ) -> Settled:
     """What becomes of all that is tied to one tensor, besides what is settled already."""
     names = [group[0].source, *(bond.other for bond in group)]
     mine = {name: [one for one in before.placed if one.name == name] for name in names}
     rest = [one for one in before.placed if one.name not in mine]
     changed = [those for those in mine.values() if those]
-    alike, copies = _alike(changed, config)
+    alike, copies = _alike(changed, config) if twins is None else _stored_alike(changed, twins)
+    absent = {bond.other for bond in group if bond.alias}
     if tied == "share" or (alike is not None and not apart):
         both = alike if alike is not None else _added(changed)
         copies = copies if alike is not None else _same_copies(changed)
-        absent = {bond.other for bond in group if bond.alias}
         placed = [_at(one, name) for name in names if name not in absent for one in both]
         return before._replace(
             placed=(*rest, *placed),
@@ -96,7 +101,11 @@ def _settled(
             notes=(*before.notes, f"{' and '.join(names)} are one tensor, and stay one"),
         )
     if not group[0].lone:
-        raise _many(group)
+        if twins is None or alike is not None or absent or not all(mine.values()):
+            raise _many(group)
+        note = f"{' and '.join(names)} were one tensor: each is written as it was tuned, and {FLAG} is as it was"
+        each = tuple(bond._replace(flagged=False) for bond in group)
+        return before._replace(untied=(*before.untied, *each), notes=(*before.notes, note))
     (bond,) = group
     before = before._replace(
         kept=(*before.kept, bond.other) if bond.alias else before.kept,
@@ -130,6 +139,16 @@ def _alike(
             return None, {}
         found |= repeated
     return [*first], found
+
+
+def _stored_alike(
+    changed: Sequence[Sequence[Placed]], twins: Iterable[Collection[str]]
+) -> tuple[list[Placed] | None, dict[str, str]]:
+    """As `_alike` of a full checkpoint: it stores the tensor under one of the names, or it has them tied itself."""
+    keys = {key for those in changed for one in those for key in one.site.factors.values()}
+    if len(changed) > 1 and not any(keys <= {*group} for group in twins):
+        return None, {}
+    return [*itertools.chain(*changed[:1])], _same_copies(changed)
 
 
 def _same_copies(changed: Sequence[Sequence[Placed]]) -> dict[str, str]:
