@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from wiseft_core.bonds import Bond
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_fields import EMBEDDING
 from wiseft_core.errors import BindingError, ConfigError, UnusedPattern, WiseftError, listed
 from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
-from wiseft_core.bonds import Bond
 
 
 def check_promises(
