@@ -121,6 +121,22 @@ def test_slices_are_those_of_torch(name, index):
     assert same_bits(view.get_slice(name)[index], view[name][index])
 
 
+@pytest.mark.parametrize("index", [..., (), None, 0, slice(None), (0, ...), True], ids=str)
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["touched", "copied"])
+def test_a_slice_of_a_lone_number_is_torchs(name, alpha, index):
+    """A tensor without axes has no rows: it is given whole where torch gives it, and refused where torch refuses."""
+    base = {"touched": torch.tensor(1.0), "copied": torch.tensor(7.0)}
+    view = interpolate(base, base | {"touched": torch.tensor(3.0)}, alpha)
+    try:
+        wanted = view[name][index]
+    except IndexError:
+        with pytest.raises(IndexError):
+            view.get_slice(name)[index]
+    else:
+        assert same_bits(view.get_slice(name)[index], wanted)
+
+
 @pytest.mark.parametrize("name", ["a.weight", "c.weight"])
 def test_an_index_beyond_the_end_is_an_index_error(name):
     """As for a tensor."""

@@ -181,6 +181,8 @@ class StateDict(Mapping[str, "Tensor"]):
         width = spec.numel // spec.shape[0] if spec.shape and spec.shape[0] else 0
 
         def rows(top: int, bottom: int) -> Tensor:
+            if not spec.shape:  # one number, which is no row
+                return self.get_tensor(name)
             if self.is_copy(name):
                 source, key = self._bound.source(name)
                 return source.get_tensor(key)[top:bottom]
