@@ -449,6 +449,19 @@ def test_where_no_dora_is_the_interpolation():
     assert kept["base_model.model.m.lora_magnitude_vector"].tolist() == [0.0]
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("fp16", 65504), ("f8_e5m2", 57344), ("f8_e4m3", 448)])
+def test_a_factor_beyond_the_asked_dtype_is_refused(dtype, most):
+    """The largest number is stored, and what rounds beyond it is not cut off, whether or not the dtype has infinity."""
+    factors = {"m.lora_A.weight": torch.ones(1, 4), "m.lora_B.weight": torch.full((2, 1), 2.0 * most)}
+    options = {"adapter": factors, "config": {"lora_alpha": 1}, "alpha": 0.5, "output_dtype": dtype}
+    found = rescale(**options).tensors["base_model.model.m.lora_B.weight"]
+    assert found.double().tolist() == [[most], [most]]
+    factors["m.lora_B.weight"][0] *= 1.25
+    refused(errors.NotFinite, "m.weight", "lora_B", **options)
+    huge = flat_dora(2.0 * most, weight=1e-9)
+    refused(errors.NotFinite, "lora_magnitude_vector", **huge, alpha=1, output_dtype=dtype)
+
+
 def test_other_refusals_are_those_of_interpolate():
     """Alpha, values, names, shapes, ranks, patterns: with a base and without."""
     base, tensors, config = adapter_of()

@@ -69,6 +69,18 @@ def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
+def overflows(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which of `values` round beyond the largest finite number of `dtype`; F8_E4M3 has no infinity to show it.
+
+    Args:
+        values: float64 or float32; not modified. NaN is no overflow, infinity is.
+        dtype: One of `FLOATS`.
+    """
+    if dtype == torch.float8_e4m3fn:
+        return values.abs() > _TIE_E4M3
+    return _measurable(round_once(values, dtype)).isinf()
+
+
 def finish(values: Tensor, stored: Tensor, dtype: torch.dtype, *, overflow: str, name: str) -> Tensor:
     """Round a computed tile once, and settle what is not a plain number.
 
@@ -104,10 +116,9 @@ def _settle(values: Tensor, stored: Tensor, dtype: torch.dtype, *, overflow: str
     expected = "finite values in the adapter, and results within the range of the compute dtype"
     hint = "look for inf or NaN in the adapter's tensors of this module"
     _refuse(~value.isfinite() & ~passed, value, where, expected=expected, hint=hint)
-    if dtype == torch.float8_e4m3fn:
-        lost = (value.abs() > _TIE_E4M3) & ~value.isnan()
-    else:
-        lost = _measurable(round_once(value, dtype)).isinf() & ~passed
+    lost = overflows(value, dtype)
+    if dtype != torch.float8_e4m3fn:  # which has no infinity that the base's could pass through as
+        lost &= ~passed
     if overflow == "error":
         where = f"{show(name)}: a result does not fit {dtype_name(dtype)}"
         hint = 'choose a wider output dtype, or overflow="saturate" to store the largest finite number instead'

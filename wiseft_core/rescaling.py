@@ -236,7 +236,7 @@ def _factors(bound: Bound, use: _Use) -> dict[str, Tensor]:
     def stored(values: Factors) -> dict[str, Tensor]:
         """Factors as they will be stored: rounded once, whatever does not fit refused."""
         return {
-            role: _fitting(numerics.round_once(value, _dtype(bound, specs[spec.factors[role]])), spec.factors[role])
+            role: _fitting(value, _dtype(bound, specs[spec.factors[role]]), spec.factors[role])
             for role, value in values.items()
         }
 
@@ -266,14 +266,14 @@ def _dtype(bound: Bound, spec: TensorSpec) -> torch.dtype:
     return dtypes.TORCH_DTYPES[bound.output_dtype or ("F64" if spec.dtype == "F64" else "F32")]
 
 
-def _fitting(rounded: Tensor, key: str) -> Tensor:
-    """A rounded factor, if all its values are finite."""
-    if numerics.is_all_finite(rounded):
-        return rounded
+def _fitting(values: Tensor, dtype: torch.dtype, key: str) -> Tensor:
+    """A factor rounded once, if all its values are finite and fit."""
+    if numerics.is_all_finite(values) and not numerics.overflows(values, dtype).any():
+        return numerics.round_once(values, dtype)
     raise NotFinite(
         f"{key} — a rescaled factor does not fit its dtype",
-        expected=f"finite numbers of {dtypes.dtype_name(rounded.dtype)}",
-        got="infinity or NaN",
+        expected=f"finite numbers of {dtypes.dtype_name(dtype)}",
+        got="infinity, NaN, or a number beyond the largest",
         hint="choose an alpha beside this one, or a wider output_dtype such as fp64",
     )
 
