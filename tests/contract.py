@@ -221,6 +221,14 @@ def check_inputs_stay(sample: Sample) -> None:
     assert all(same_bits(left, right) for left, right in zip(before, after, strict=True))
 
 
+def check_surroundings(sample: Sample) -> None:
+    """Where torch makes new tensors by default is no part of any formula."""
+    wanted = sample.value(0.3)
+    with torch.device("meta"):
+        found = sample.value(0.3)
+    assert same_bits(found, wanted)
+
+
 def check_record(family: Family) -> None:
     """The record is whole: axes from the vocabulary, one of delta and tuned, a paper, and docstrings that say all."""
     assert family.source and family.parameters

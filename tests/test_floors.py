@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torch.utils._device import _device_constructors
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wiseft_core"
@@ -62,6 +63,21 @@ def test_no_global_state_is_changed() -> None:
     found = [path for path in MODULES if forbidden.search(path.read_text())]
 
     assert {path.relative_to(PACKAGE).parts[0] for path in found} <= {"cli"}
+
+
+def test_every_new_tensor_is_told_where_to_be() -> None:
+    """No call that `torch.set_default_device` would move goes without a device; the command's own process excepted."""
+    makers = {f"torch.{function.__name__}" for function in _device_constructors()}
+    assert {"torch.empty", "torch.tensor", "torch.randperm", "torch.triu_indices"} <= makers
+    found = [
+        f"{path.relative_to(PACKAGE)}: {ast.unparse(call)}"
+        for path, tree in TREES.items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in makers and "cli" not in path.parts
+        if not any(named.arg == "device" for named in call.keywords)
+    ]
+
+    assert not found
 
 
 def test_top_level_holds_what_the_design_names() -> None:

@@ -13,11 +13,23 @@ import numpy as np
 import pytest
 import strategies
 import torch
+from folders import low_rank, tree, weights, write_adapter, write_base
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import DTYPES, NAMES, Case
 
-from wiseft_core import errors, interpolate, interpolate_tensor, plan, sweep
+from wiseft_core import (
+    combine,
+    combine_adapters,
+    errors,
+    interpolate,
+    interpolate_tensor,
+    plan,
+    rescale,
+    save_checkpoint,
+    sweep,
+    verify,
+)
 
 
 def fingerprint(tensors):
@@ -75,6 +87,32 @@ def test_a_refusal_changes_nothing_either():
     with pytest.raises(errors.WiseftError):
         interpolate(base, adapter, 0.5, config={"lora_alpha": 1})
     assert (fingerprint(base), fingerprint(adapter), surroundings()) == before
+
+
+def test_a_default_device_is_not_asked(tmp_path):
+    """34: every verb gives under `torch.device("meta")` what it gives without: read, computed, joined and checked."""
+    stored, rows = weights(), "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    base = write_base(tmp_path / "base", stored)
+    low = low_rank(stored, ["model.layers.0.q_proj"]) | {rows: torch.ones(2, 6)}
+    plain = write_adapter(tmp_path / "plain", low, trainable_token_indices={"embed_tokens": [1, 7]})
+    dora = write_adapter(tmp_path / "dora", low_rank(stored, ["model.layers.0.q_proj"], dora=True), use_dora=True)
+    pairs = [(plain, 0.3), (dora, 0.4)]
+
+    def results():
+        yield dict(interpolate(base, plain, 0.3))
+        yield dict(combine(base, pairs))
+        yield rescale(dora, 0.3, base=base).tensors
+        yield combine_adapters(base, [(plain, 0.3), (plain, 0.4)]).adapter.tensors
+        yield combine_adapters(base, pairs, method="svd", rank=2).adapter.tensors
+
+    wanted = list(results())
+    save_checkpoint(interpolate(base, plain, 0.3), tmp_path / "out", sync=False)
+    with torch.device("meta"):
+        for found, one in zip(results(), wanted, strict=True):
+            assert found.keys() == one.keys() and all(exact.same_bits(found[name], one[name]) for name in one)
+        save_checkpoint(interpolate(base, plain, 0.3), tmp_path / "again", sync=False)
+        assert verify(tmp_path / "out", base=base, adapter=plain).ok
+    assert tree(tmp_path / "again") == tree(tmp_path / "out")
 
 
 @given(strategies.tunings(), st.floats(0.1, 0.9))

@@ -81,7 +81,7 @@ def compare(
     done, total, seen = 0, sum(spec.nbytes for spec in specs.values()), set[str]()
     for piece in pieces:
         file = output.file_of(piece.name)
-        mine, theirs = piece.make(), torch.empty(piece.size, dtype=torch.uint8)
+        mine, theirs = piece.make(), torch.empty(piece.size, dtype=torch.uint8, device="cpu")
         file.read_into(theirs.numpy().data, piece.name, piece.start)
         if not torch.equal(mine, theirs):
             apart = (mine != theirs).nonzero()
@@ -134,6 +134,6 @@ def _stored(source: Source, key: str, start: int, stop: int) -> Tensor:
     """Bytes [start, stop) of a tensor as its source has them."""
     if not isinstance(source, Checkpoint):
         return raw_bytes(source.get_tensor(key))[start:stop]
-    piece = torch.empty(stop - start, dtype=torch.uint8)
+    piece = torch.empty(stop - start, dtype=torch.uint8, device="cpu")
     source.file_of(key).read_into(piece.numpy().data, key, start)
     return piece

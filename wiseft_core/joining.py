@@ -196,11 +196,11 @@ class _Sum:
         base, (height, width) = self.bound.base, matrix_shape(self.bound.base.specs[self.name].shape)
         rows = [base.read(self.name, row * width, (row + 1) * width).cpu().double() for row in term.rows]
         moved = (step.factors["rows"] - torch.stack(rows)) * alpha
-        return Pair(one_hot(torch.tensor(term.rows), height).double(), moved.T)
+        return Pair(one_hot(torch.tensor(term.rows, device="cpu"), height).double(), moved.T)
 
     def _dense(self, prepared: Prepared) -> Tensor:
         """The sum itself, (out, in)."""
-        change = torch.empty(matrix_shape(prepared.shape), dtype=torch.float64)
+        change = torch.empty(matrix_shape(prepared.shape), dtype=torch.float64, device="cpu")
         for tile in prepared.tiles():
             change.view(-1)[tile.start : tile.stop] = prepared.change(tile)
         return change.T if self.layout.rows == "in" else change

@@ -77,6 +77,12 @@ def test_inputs_stay(sample: Sample):
     contract.check_inputs_stay(sample)
 
 
+@every
+def test_surroundings_do_not_matter(sample: Sample):
+    """Whatever torch was told to do by default."""
+    contract.check_surroundings(sample)
+
+
 def test_the_contract_can_be_broken():
     """Meta: a family that forgets one factor, or moves the base at alpha 0, is found out."""
 

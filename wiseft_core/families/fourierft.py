@@ -41,7 +41,7 @@ def first_places(elements: int, count: int, seed: int) -> Tensor:
     """The first places of the random order of so many elements that a seed gives."""
     import torch  # comes with arithmetic, not with a plan
 
-    return torch.randperm(elements, generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.randperm(elements, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
 
 
 def scale(options: Options) -> float:

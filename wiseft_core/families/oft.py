@@ -70,7 +70,7 @@ def rotations(triangles: Tensor, hyper: Hyper) -> Tensor:
 
     size = block_size(triangles.shape[1])
     skew = triangles.new_zeros(len(triangles), size, size)
-    skew[:, *torch.triu_indices(size, size, 1)] = triangles
+    skew[:, *torch.triu_indices(size, size, 1, device="cpu")] = triangles
     skew = skew - skew.mT
     unit = torch.eye(size, dtype=skew.dtype, device=skew.device).expand_as(skew)
     if not hyper.options["use_cayley_neumann"]:
