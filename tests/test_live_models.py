@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 from exact import same_bits
@@ -162,3 +164,33 @@ def test_a_tied_live_model(model, tied):
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
     torch.testing.assert_close(run(live, given, tokens), run(live, wanted, tokens))
     assert all(torch.equal(live.state_dict()[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("kind", ["shared", "read-only", "reversed", "big-endian", "bfloat16"])
+@pytest.mark.parametrize("tied", ["untie", "share"])
+def test_an_array_under_two_names_is_tied(kind, tied):
+    """Also where torch cannot share its memory, and it is copied."""
+    array = np.arange(24, dtype=np.float32).reshape(6, 4)
+    others = {"reversed": array[::-1], "big-endian": array.astype(">f4"), "bfloat16": array.astype(ml_dtypes.bfloat16)}
+    array = others.get(kind, array)
+    array.flags.writeable = kind not in ("read-only", "bfloat16")
+    base = {EMBEDDING: array, HEAD: array[:], "other.weight": np.zeros((6, 4), np.float32)}
+    adapter = {"model.embed_tokens.lora_embedding_A": torch.ones(2, 6)}
+    adapter["model.embed_tokens.lora_embedding_B"] = torch.ones(4, 2)
+    said = {"model_type": "llama", "tie_word_embeddings": True}
+    view = interpolate(base, adapter, 0.5, config={"lora_alpha": 2}, base_config=said, tied=tied)
+    assert torch.equal(view[EMBEDDING].float(), torch.from_numpy(array.astype(np.float32)) + 1)
+    assert (view[HEAD] is view[EMBEDDING]) == (tied == "share")
+    assert view.plan.config == ({} if tied == "share" else {"tie_word_embeddings": False})
+    assert not view["other.weight"].any()
+
+
+def test_arrays_that_are_made_when_asked_for_are_not_tied():
+    """One that took the place of another in memory is another."""
+
+    class Made(dict):
+        def items(self):
+            return ((name, np.full((100, 1000), value, ">f4")[:, 0]) for name, value in super().items())
+
+    base = Made({str(number): number for number in range(20)})
+    assert [value[0].item() for value in sources.Memory(base).tensors.values()] == list(base.values())

@@ -75,6 +75,13 @@ def as_tensor(value: object, name: str) -> Tensor:
     return tensor if dtype is None else tensor.view(dtype)
 
 
+def place_of(value: object) -> object:
+    """What two values have in common, while both live, if they are one array or one tensor."""
+    if isinstance(value, np.ndarray):
+        return value.__array_interface__["data"], value.shape, value.strides, value.dtype
+    return id(value)
+
+
 def _not_a_tensor(name: str, got: str) -> DtypeMismatch:
     """The one refusal of `as_tensor`."""
     hint = "pass a materialised, dense, unquantised tensor for this name"

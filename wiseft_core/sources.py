@@ -71,12 +71,16 @@ def has_bytes(source: Source) -> bool:
 
 
 class Memory:
-    """Tensors or arrays in memory, as a source. Nothing is copied that can be shared, and nothing is kept open."""
+    """Tensors or arrays in memory, as a source. Nothing is copied that can be shared, and nothing is kept open.
+
+    An array under two names that has to be copied is copied once: it stays one.
+    """
 
     def __init__(self, tensors: Mapping[str, object]) -> None:
         from wiseft_core import dtypes  # torch comes with tensors, not with a plan
 
         self.tensors: dict[str, Tensor] = {}
+        found: dict[object, tuple[object, Tensor]] = {}  # the values too: a place is theirs for as long as they live
         for name, value in tensors.items():
             if not isinstance(name, str):
                 raise DtypeMismatch(
@@ -85,7 +89,10 @@ class Memory:
                     got=type(name).__name__,
                     hint="pass a state dict: a mapping of names to tensors",
                 )
-            self.tensors[name] = dtypes.as_tensor(value, name)
+            place = dtypes.place_of(value)
+            if place not in found:
+                found[place] = value, dtypes.as_tensor(value, name)
+            self.tensors[name] = found[place][1]
         self.specs = {
             name: TensorSpec(dtypes.dtype_name(tensor.dtype), tuple(tensor.shape))
             for name, tensor in self.tensors.items()
