@@ -13,8 +13,9 @@ from folders import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parted import full, lora, plan_of, union, view_of, whole
+from safetensors.torch import save_file
 
-from wiseft_core import errors, interpolate, tiles
+from wiseft_core import errors, interpolate, open_checkpoint, tiles
 from wiseft_core.landings import Cut
 from wiseft_core.plans import Piece
 from wiseft_core.spans import Place, Span, runs
@@ -263,16 +264,26 @@ def test_what_cannot_be_cut_is_refused(spec, shape):
         view["w"]
 
 
-def test_a_packed_factor_is_read_once(monkeypatch):
-    """The factor that has all experts along its fastest axis is not read again for each of them."""
+def test_a_packed_factor_is_read_once(monkeypatch, tmp_path):
+    """The factor that has all experts along its fastest axis is not read again from its file for each of them."""
     base, adapter, plan, _ = experts_case()
-    view, seen = view_of(base, [(adapter, plan)], [0.5]), []
+    save_file(adapter, tmp_path / "adapter.safetensors")
+    view, seen = view_of(base, [(open_checkpoint(tmp_path / "adapter.safetensors"), plan)], [0.5]), []
     source = view.bound.parts[0].adapter
     read = source.read
     monkeypatch.setattr(source, "read", lambda *args: seen.append(args) or read(*args))
     assert view["experts"].shape == (EXPERTS, OUT, IN)
     assert [stop - start for key, start, stop in seen if key == "b"] == [adapter["b"].numel()]
     assert [stop - start for key, start, stop in seen if key == "a"] == [RANK * IN] * EXPERTS
+
+
+def test_a_packed_factor_in_memory_may_change():
+    """As any other tensor there: each access computes from the values at that time."""
+    base, adapter, plan, exact = experts_case()
+    view = view_of(base, [(adapter, plan)], [1.0])
+    assert close(view["experts"], wide(base["experts"]) + exact)
+    adapter["b"].mul_(2)
+    assert close(view["experts"], wide(base["experts"]) + 2 * exact)
 
 
 def test_factors_of_pieces_are_not_all_in_memory(monkeypatch):

@@ -17,7 +17,7 @@ from wiseft_core.kits import Numbers, Values
 from wiseft_core.landings import UNCUT, Cut
 from wiseft_core.layouts import LAYOUTS, matrix_shape
 from wiseft_core.plans import StepSpec
-from wiseft_core.sources import Source
+from wiseft_core.sources import Source, has_bytes
 from wiseft_core.tiles import Read, Step, factor_matrix
 from wiseft_core.types import TensorSpec
 
@@ -29,7 +29,7 @@ KEPT: Final = 2
 
 
 class Packed:
-    """Factors that have their experts along the fastest axis: read once for all of these, the last few kept."""
+    """Factors that have their experts along the fastest axis: read from a file once for all, the last few kept."""
 
     def __init__(self) -> None:
         self._kept: dict[int, dict[str, Values]] = {}
@@ -41,16 +41,22 @@ class Packed:
 
     def __call__(self, source: Source, key: str, experts: int) -> Values:
         """The stored factor (out, rank·experts) as (experts, out, rank)."""
+        if not has_bytes(source):  # a view, which nothing needs to keep: what is in memory may change
+            return _by_expert(source.get_tensor(key), experts)
         with self._lock:
             kept = self._kept.setdefault(id(source), {})
             found = kept.pop(key, None)
             if found is None:
-                stored = whole(source, key)
-                found = stored.reshape(len(stored), -1, experts).permute(2, 0, 1).contiguous()
+                found = _by_expert(whole(source, key), experts).contiguous()
             kept[key] = found
             while len(kept) > KEPT:
                 del kept[next(iter(kept))]
             return found
+
+
+def _by_expert(stored: Values, experts: int) -> Values:
+    """A packed factor with the experts in front."""
+    return stored.reshape(len(stored), -1, experts).permute(2, 0, 1)
 
 
 def whole(source: Source, key: str) -> Values:
