@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 import subprocess
 import sys
 import zipfile
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -141,6 +143,54 @@ def test_the_package_runs_from_a_zip(tmp_path: Path) -> None:
     code += "sys.exit(sys.argv[1] not in t.__file__ or t.rules_of({'model_type': 'llama'}) is None)"
 
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "package.zip"], check=False).returncode == 0
+
+
+LOW_RANK = {"A": torch.ones(1, 3), "B": torch.ones(2, 1)}
+ODD = (torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fnuz, torch.float8_e8m0fnu)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", ODD, ids=str)
+def test_dtypes_that_are_not_computed_with_are_refused_alone_too(dtype: torch.dtype, alpha: float) -> None:
+    """`interpolate_tensor` refuses a weight, or a factor, as `interpolate` does."""
+    weight, config = torch.ones(2, 3), {"lora_alpha": 1}
+    for role in (None, *LOW_RANK):
+        base = weight if role else weight.to(dtype)
+        factors = {name: factor.to(dtype) if name == role else factor for name, factor in LOW_RANK.items()}
+        adapter = {f"m.lora_{name}.weight": factor for name, factor in factors.items()}
+        with pytest.raises(wiseft_core.WiseftError) as wanted:
+            wiseft_core.interpolate({"m.weight": base}, adapter, alpha, config=config)
+        with pytest.raises(type(wanted.value)) as found:
+            wiseft_core.interpolate_tensor(base, factors, alpha)
+        assert found.value.got == wanted.value.got
+
+
+@pytest.mark.parametrize(
+    "scale", [math.nan, math.inf, 2 + 5j, "2", True, None, 10**400, torch.ones(2)], ids=lambda one: str(one)[:6]
+)
+def test_a_scale_is_a_finite_number(scale: object) -> None:
+    """At any alpha; numbers of numpy and torch are numbers."""
+    for alpha in (0.0, 0.5):
+        with pytest.raises(wiseft_core.errors.ConfigError, match="scale"):
+            wiseft_core.interpolate_tensor(torch.ones(2, 3), LOW_RANK, alpha, scale=scale)
+    for number in (3, np.float32(3), torch.tensor(3.0)):
+        assert wiseft_core.interpolate_tensor(torch.ones(2, 3), LOW_RANK, 0.5, scale=number)[0, 0] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"use_cayley_neuman": True}, "use_cayley_neumann"),
+        ({"use_cayley_neumann": "no"}, "true or false"),
+        ({"use_cayley_neumann": True, "num_cayley_neumann_terms": 2.5}, "whole number"),
+        ({}, "no use_cayley_neumann"),
+        ({"use_cayley_neumann": None}, "no use_cayley_neumann"),
+    ],
+)
+def test_options_are_read_as_from_a_config(options: dict[str, object], said: str) -> None:
+    """What the method does not have, or cannot be meant, is refused, and what has no default is never guessed."""
+    with pytest.raises(wiseft_core.errors.ConfigError, match=said):
+        wiseft_core.interpolate_tensor(torch.ones(2, 4), {"R": torch.ones(2, 1)}, 0.5, family="oft", options=options)
 
 
 def test_what_ships_beside_the_code() -> None:

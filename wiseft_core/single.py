@@ -14,8 +14,10 @@ from torch import Tensor
 
 from wiseft_core import dtypes
 from wiseft_core.blending import Term, tile_values
-from wiseft_core.errors import ConfigError, ShapeMismatch, listed
-from wiseft_core.families import FAMILIES, Family, Hyper, Options
+from wiseft_core.config_fields import option_readers
+from wiseft_core.errors import BadAlpha, ConfigError, ConfigNeeded, DtypeMismatch, ShapeMismatch, listed
+from wiseft_core.families import FAMILIES, MODULES, Change, Family, Hyper, Options
+from wiseft_core.guards import quantized
 from wiseft_core.interpolation import check_numbers
 from wiseft_core.kits import Numbers
 from wiseft_core.layouts import LAYOUTS, Layout, Shape
@@ -23,8 +25,9 @@ from wiseft_core.methods import Fit, fits, with_roles
 from wiseft_core.schedules import check_alpha
 from wiseft_core.sources import Memory
 from wiseft_core.spans import Span
+from wiseft_core.steps import INTEGERS
 from wiseft_core.tiles import Step, factor_matrix, grid, measured
-from wiseft_core.types import parse_dtype
+from wiseft_core.types import TensorSpec, parse_dtype
 
 T = TypeVar("T")
 
@@ -60,7 +63,8 @@ def interpolate_tensor(
         alpha: The coefficient, finite and in [0, 1].
         family: A key of `families`.
         scale: s of the family's formula: lora_alpha / rank, or lora_alpha / √rank for rsLoRA.
-        options: What else the formula reads from the method's config, by PEFT's names; None: their defaults.
+        options: What else the formula reads from the method's config, by PEFT's names; one that is not given has its
+            default, or is refused if it has none.
         layout: How the weight is stored.
         parameter: Which of the family's parameters this is.
         extrapolate: Allow alpha outside [0, 1].
@@ -69,25 +73,28 @@ def interpolate_tensor(
         output_dtype: Dtype of the result; None: that of the weight.
         families: The methods to know.
     Raises:
-        MissingFactor, ShapeMismatch, ConfigError, BadAlpha, NotFinite: What does not fit.
+        MissingFactor, ShapeMismatch, DtypeMismatch, ConfigError, ConfigNeeded, BadAlpha, NotFinite: What does not fit.
+        QuantizedBase: The weight is not of a float dtype.
     Exactness: That of `interpolate`; the same bits as there.
     Source: Wortsman et al. 2022, arXiv:2109.01903, and the family's own.
     """
-    coefficient = check_alpha(alpha, "alpha", extrapolate=extrapolate)
+    coefficient, scale = check_alpha(alpha, "alpha", extrapolate=extrapolate), _checked_scale(scale)
     compute = dtypes.TORCH_DTYPES[check_numbers(compute_dtype, overflow)]
     record = _known(families, family, "family")
     if "*" not in record.parameters:
         _known(record.parameters, parameter, "parameter")
-    said = {name: option.default for name, option in record.options.items()} | dict(options or {})
+    said = _Said.of(record, options or {})
     tensors = {role: dtypes.as_tensor(factor, role) for role, factor in factors.items()}
     stored, place = dtypes.as_tensor(weight, "weight"), _known(LAYOUTS, layout, "layout")
+    memory = Memory({"weight": stored, **{f"factor {role}": tensor for role, tensor in tensors.items()}})
+    quantized(["weight"], memory.specs, None)
     shape = tuple(stored.shape)
     _, change, _, sizes = _fit(record, parameter, place, tensors, shape, said)
+    _check_factors(change, {role: memory.specs[f"factor {role}"] for role in tensors})
     asked = parse_dtype(output_dtype)
     output = stored.dtype if asked is None else dtypes.TORCH_DTYPES[asked]
     numbers = Numbers(compute, output, overflow, stored.device)
     with torch.no_grad():
-        memory = Memory({"weight": stored, **{f"factor {role}": tensor for role, tensor in tensors.items()}})
         whole = {role: axes for role, axes in change.factors.items() if axes != "out in"}
         step = Step(
             change,
@@ -118,11 +125,55 @@ def _known(table: Mapping[str, T], name: str, what: str) -> T:
     if name not in table:
         raise ConfigError(
             f"{what}",
-            expected=f"one of {listed(table, most=20)}",
+            expected=f"one of {listed(table, most=20)}" if table else "none",
             got=f"{name!r}",
             hint="see the docstring of interpolate_tensor",
         )
     return table[name]
+
+
+def _checked_scale(scale: object) -> float:
+    """The scale, if it is one finite number."""
+    try:
+        return check_alpha(scale, "scale", extrapolate=True)
+    except BadAlpha as error:
+        hint = "give lora_alpha / rank, or what the family's formula has for s"
+        raise ConfigError(error.where, expected=error.expected, got=error.got, hint=hint) from None
+
+
+class _Said(dict[str, object]):
+    """Options as a config says them; one that it does not say, and that has no default, is refused when it is read."""
+
+    @classmethod
+    def of(cls, record: Family, options: Options) -> _Said:
+        """The given options, each read as from a config, and the defaults of the others."""
+        kinds = {name: one._replace(kind=bool) if one.kind == MODULES else one for name, one in record.options.items()}
+        readers, said = option_readers(kinds), cls()
+        for name, value in options.items():
+            _known(record.options, name, f"option of {record.name}")
+            said[name] = None if value is None else readers[name](value, f"options: {name}")
+        default = {name: option.default for name, option in record.options.items() if said.get(name) is None}
+        return cls({name: value for name, value in (said | default).items() if value is not None})
+
+    def __missing__(self, name: str) -> object:
+        raise ConfigNeeded(
+            f"options: {name}",
+            expected=f"{name} in options",
+            got=f"no {name}",
+            hint=f'give options={{"{name}": ...}}, the value used in training: {name} is never guessed',
+        )
+
+
+def _check_factors(change: Change, specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse factors of a dtype that the family does not compute with."""
+    for role, spec in specs.items():
+        if not spec.is_float and not (role in change.integers and spec.dtype in INTEGERS):
+            raise DtypeMismatch(
+                f"factor {role} — not a float tensor",
+                expected="factors of a float dtype",
+                got=f"{spec}",
+                hint="quantised adapters are not supported: give the factors in bf16, fp16 or fp32",
+            )
 
 
 def _fit(
