@@ -106,6 +106,18 @@ def test_out_is_filled_and_returned():
             view.get_tensor(name, out=wrong)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_parameter_is_filled_too(alpha):
+    """Computed or copied: it stays a leaf, and what was made of it keeps its history."""
+    view = interpolate(BASE, ADAPTER, alpha, config=CONFIG)
+    leaf = torch.nn.Parameter(torch.full((4, 3), 9.0))
+    assert view.get_tensor("a.weight", out=leaf) is leaf and leaf.is_leaf and leaf.requires_grad
+    assert torch.equal(leaf.detach(), view["a.weight"])
+    made = leaf * 1
+    history = made.grad_fn
+    assert view.get_tensor("a.weight", out=made).grad_fn is history
+
+
 @pytest.mark.parametrize("name", ["a.weight", "c.weight"])
 @pytest.mark.parametrize(
     "index",

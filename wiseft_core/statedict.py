@@ -142,7 +142,7 @@ class StateDict(Mapping[str, "Tensor"]):
 
         Args:
             name: A name of the base, or of a new tensor.
-            out: Where to put the result instead: a contiguous tensor of the same shape and dtype.
+            out: Where to put the result instead: a contiguous tensor of the same shape and dtype, a parameter too.
         Raises:
             KeyError: No such name.
             NotFinite: A result is not finite or does not fit its dtype, and only the values could tell.
@@ -152,7 +152,7 @@ class StateDict(Mapping[str, "Tensor"]):
         if self.is_copy(name):
             source, key = self._bound.source(name)
             tensor = source.get_tensor(key)
-            return tensor if out is None else _checked(out, spec, name).copy_(tensor)
+            return tensor if out is None else _copied(tensor, _checked(out, spec, name))
         one = self._one_of(name)
         if out is None and (held := self._tied.get(one)) is not None:
             return held
@@ -258,3 +258,11 @@ def _checked(out: Tensor, spec: TensorSpec, name: str) -> Tensor:
             hint="make it with torch.empty(shape, dtype=...)",
         )
     return out
+
+
+def _copied(tensor: Tensor, out: Tensor) -> Tensor:
+    """`out` with the values of a tensor; no gradient flows from what is stored."""
+    import torch
+
+    with torch.no_grad():
+        return out.copy_(tensor)
