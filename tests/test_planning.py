@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wiseft_core import interpolate, plan
+from wiseft_core import errors, interpolate, plan
 
 
 @pytest.fixture
@@ -63,3 +63,15 @@ def test_another_class_of_model_is_noted(folders, trained, noted):
     """The class that PEFT wrote down, without its head, against the base's."""
     notes = plan(*folders(auto_mapping={"base_model_class": trained, "parent_library": "x"})).notes
     assert len(notes) == noted and all(trained in note for note in notes)
+
+
+@pytest.mark.parametrize("spelled", ["bf16", "BF16", "bfloat16", torch.bfloat16])
+def test_an_output_dtype_is_read_as_interpolate_reads_it(folders, spelled):
+    """However it is spelled, the plan is that of the interpolation; what that refuses is refused."""
+    base, adapter = folders()
+    found = plan(base, adapter, output_dtype=spelled)
+    assert found.outputs == interpolate(base, adapter, 0.5, output_dtype=spelled).plan.outputs
+    assert {spec.dtype for spec in found.outputs.values()} == {"BF16"} and found.nbytes == 4 * 6 * 2
+    for wrong in ("no such", "int8", torch.int8):
+        with pytest.raises(errors.ConfigError, match="not a dtype to compute with"):
+            plan(base, adapter, output_dtype=wrong)

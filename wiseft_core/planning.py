@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wiseft_core.binding import bind
 from wiseft_core.bonds import joined_names
@@ -18,7 +19,11 @@ from wiseft_core.models import Config, Models, all_bonds
 from wiseft_core.plans import Plan
 from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
 from wiseft_core.store.checkpoint import Checkpoint
+from wiseft_core.types import parse_dtype
 from wiseft_core.vocabulary import stem
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plan(
@@ -28,7 +33,7 @@ def plan(
     config: AdapterConfig | Mapping[str, object] | None = None,
     base_config: Mapping[str, object] | None = None,
     tied: str = "untie",
-    output_dtype: str | None = None,
+    output_dtype: torch.dtype | str | None = None,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Plan:
     """What goes where, by which rule, and how many bytes: from headers and configs alone.
@@ -39,14 +44,15 @@ def plan(
         config: As for `interpolate`: it wins over the one that the adapter brings.
         base_config: As for `interpolate`.
         tied: As for `interpolate`.
-        output_dtype: Dtype of every float tensor of the result, in safetensors' names; None: each keeps its own.
+        output_dtype: As for `interpolate`.
         families: As for `interpolate`.
     Raises:
         WiseftError: Everything that `interpolate` refuses before it reads a value.
     """
     source = as_source(base)
     tuned = as_tuned(adapter, config, source, families)
-    return bind_sources(source, tuned, base_config=base_config, tied=tied, output_dtype=output_dtype, families=families)
+    dtype = parse_dtype(output_dtype)
+    return bind_sources(source, tuned, base_config=base_config, tied=tied, output_dtype=dtype, families=families)
 
 
 def bind_sources(
