@@ -28,12 +28,16 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Closed: no: (1 - alpha)·I + alpha·M is no rotation.
     Source: Liu et al. 2023, arXiv:2311.06243; the scales and which blocks meet: PEFT 0.21.
     """
+    import torch  # comes with arithmetic, not with a plan
+
+    from wiseft_core.numerics import product
+
     turned = weight
     for level, blocks in enumerate(rotations(factors["R"])):
         half, meeting = blocks.shape[-1] // 2, 1 << level
         turned = exchanged(turned, 2, meeting, half) if level else turned
-        parts = turned.reshape(len(weight), *blocks.shape[:2]).transpose(0, 1) @ blocks.mT
-        turned = parts.transpose(0, 1).reshape(weight.shape)
+        parts = torch.split(turned, blocks.shape[-1], dim=1)
+        turned = torch.cat([product(part, block.T) for part, block in zip(parts, blocks, strict=True)], dim=1)
         turned = exchanged(turned, meeting, 2, half) if level else turned
     return turned * factors["s"].reshape(-1, 1)
 

@@ -43,11 +43,15 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     Closed: see `rescaled`.
     Source: Kang and Yin 2024, arXiv:2409.15371, on Bat; PEFT 0.21.
     """
+    import torch  # comes with arithmetic, not with a plan
+
+    from wiseft_core.numerics import product
+
     block = factors["block"]
     rank = block.shape[-1]
-    parts = weight.view(len(block), rank, -1, rank).transpose(1, 2)
-    parts = parts + (parts @ block[:, None] + block[:, None])
-    return parts.transpose(1, 2).reshape(weight.shape)
+    parts = weight.view(len(block), rank, -1, rank)
+    moved = [product(rows, one) for rows, one in zip(parts.view(len(block), -1, rank), block, strict=True)]
+    return (parts + (torch.stack(moved).view(parts.shape) + block[:, :, None])).reshape(weight.shape)
 
 
 def rescaled(factors: Factors, alpha: float, total: Total) -> Factors:
