@@ -6,11 +6,13 @@ import math
 import warnings
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftType, TrainableTokensConfig
 from peft.utils.other import get_pattern_key
 
+from wiseft_core import Adapter, interpolate, rescale
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_fields import READERS, RENAMED
 from wiseft_core.config_methods import HARMLESS, METHODS_REFUSED, REFUSED, REWRITES
@@ -146,6 +148,43 @@ def test_values_that_cannot_be_meant(name, value):
     assert caught.value.expected
     assert caught.value.got
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lora_alpha", math.nan), ("lora_alpha", math.inf), ("lora_alpha", "4"), ("lora_alpha", True),
+        ("lora_alpha", 10**400), ("lora_alpha", 4 + 2j), ("r", "2"), ("r", 0), ("use_rslora", 1), ("use_dora", "yes"),
+        ("alpha_pattern", {"q": math.nan}), ("rank_pattern", {"q": 0.5}), ("rank_pattern", {"(": 2}), ("bias", "bogus"),
+        ("modules_to_save", "q"), ("trainable_token_indices", {"e": (-1,)}), ("layer_replication", ((2, 1),)),
+        ("kasa_config", {}), ("base_model", 3), ("peft_type", 7),
+    ],
+    ids=lambda one: str(one)[:20],
+)  # fmt: skip
+def test_a_config_that_is_built_is_checked_too(name, value):
+    """Field by field as one that is read, or changed by `replace`."""
+    with pytest.raises(ConfigError) as caught:
+        AdapterConfig(**{name: value})
+    assert caught.value.where.startswith(f"AdapterConfig: {name}") and caught.value.hint
+    with pytest.raises(ConfigError):
+        dataclasses.replace(read(lora_alpha=16), **{name: value})
+
+
+def test_the_method_of_a_config_that_is_built_is_looked_up():
+    """Among the methods that are known where it is used: refused by name as in a config that is read."""
+    base = {"q.weight": torch.zeros(3, 4)}
+    adapter = {"q.lora_A.weight": torch.ones(2, 4), "q.lora_B.weight": torch.ones(3, 2)}
+    for kind, why in (("BOGUS", "not a method"), ("PROMPT_TUNING", "prompts")):
+        config = AdapterConfig(lora_alpha=4, peft_type=kind)
+        for call in (lambda c: interpolate(base, adapter, 0.5, config=c), lambda c: rescale(Adapter(adapter, c), 0.5)):
+            with pytest.raises(Unsupported, match=why):
+                call(config)
+
+
+def test_a_number_beyond_float64_is_no_number():
+    """Where no smaller limit is set."""
+    with pytest.raises(ConfigError, match="finite number"):
+        read(peft_type="LOHA", alpha=10**400, r=2)
 
 
 @pytest.mark.parametrize("lora_alpha", [0, -16, 0.5, 1e9, -1e9])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from wiseft_core.config_fields import EMBEDDING, RENAMED, plain, tokens_by_module, whole, wrong
+from wiseft_core.config_fields import EMBEDDING, FIELDS, RENAMED, plain, tokens_by_module, whole, wrong
 from wiseft_core.config_methods import Method, refusals
 from wiseft_core.errors import ConfigError, ConfigNeeded, Unsupported, WiseftError, listed
 from wiseft_core.families import FAMILIES, MODULES, Family, Option, Options
@@ -57,6 +57,21 @@ class AdapterConfig:
     """What the formulas of other methods read, by PEFT's names; see `Family.options`."""
     fields: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
     """Every field as it was given, as JSON has it: what an adapter made from this one is saved with."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant in a config that was not read but built; its method is checked where it is used.
+
+        Raises:
+            ConfigError: A field has a value that reading would refuse. All problems come at once.
+        """
+        problems: list[WiseftError] = []
+        for name, reader in FIELDS.items():
+            try:
+                if getattr(self, name) is not None:
+                    reader(plain(getattr(self, name)), f"AdapterConfig: {name}")
+            except WiseftError as problem:
+                problems.append(problem)
+        WiseftError.raise_all(problems)
 
     @classmethod
     def from_mapping(

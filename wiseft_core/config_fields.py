@@ -6,6 +6,7 @@ string is no list, and every number has a range.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum
@@ -154,6 +155,11 @@ def _token_indices(value: object, where: str) -> dict[str, tuple[int, ...]]:
     return {module: _tokens(rows, f"{where}[{module!r}]") for module, rows in by_module.items()}
 
 
+def _rows(value: object, where: str) -> dict[str, tuple[int, ...]]:
+    """Rows by module, as they are once they are read."""
+    return _token_indices({module: plain(rows) for module, rows in _mapping(value, where).items()}, where)
+
+
 def _layers(value: object, where: str) -> tuple[tuple[int, int], ...]:
     """Spans [first, last) of the base's layers, which make up the tuned model's one after the other."""
     if not isinstance(value, list | tuple) or len(value) > MAX_NAMES:
@@ -180,7 +186,7 @@ def tokens_by_module(given: Mapping[str, object], where: str) -> dict[str, objec
 
 def _number(value: object, where: str) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise wrong(where, "a finite number", value)
     return float(value)
 
@@ -280,3 +286,14 @@ READERS: Final[Mapping[str, dict[str, Reader]]] = {
     "others": {"bias": _trained_biases, "modules_to_save": _names, "fan_in_fan_out": _flag},
 }
 """How each field that changes numbers is read, by method; what the others read besides, their families say."""
+FIELDS: Final[Mapping[str, Reader]] = {
+    **{RENAMED.get(name, name): reader for name, reader in (READERS["any"] | READERS["LORA"]).items()},
+    "peft_type": string,
+    "lora_alpha": _number,
+    "alpha_pattern": partial(_patterns, reader=_number),
+    "bias": _trained_biases,
+    "trainable_token_indices": _rows,
+    "use_bdlora": _flag,
+    "kasa_config": _flag,
+}
+"""What may stand in each field of a config that was built and not read, whatever its method."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from wiseft_core.config import AdapterConfig
+from wiseft_core.config_methods import Method
 from wiseft_core.errors import CheckpointError, DtypeMismatch, Unsupported, listed
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.naming.links import NOTHING, Link
@@ -226,11 +227,13 @@ def as_tuned(
     given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
     adapter = opened(adapter, families)
     brought, content = (adapter.config, adapter.config_bytes) if isinstance(adapter, Adapter) else (None, None)
+    if (meant := given or brought) is not None:
+        Method.of(meant.peft_type, "config: peft_type", families)
     source = as_source(adapter.tensors if isinstance(adapter, Adapter) else adapter)
-    if found := respelled(source, base, config=given or brought, families=families):
+    if found := respelled(source, base, config=meant, families=families):
         return Tuned(found.source, found.config, False, links=found.links)
     covers = isinstance(source, Checkpoint) or base is None or base.specs.keys() <= source.specs.keys()
-    return Tuned(source, given or brought, given is None and covers and not isinstance(adapter, Adapter), content)
+    return Tuned(source, meant, given is None and covers and not isinstance(adapter, Adapter), content)
 
 
 def opened(adapter: Adapter | BaseLike, families: Mapping[str, Family] = FAMILIES) -> Adapter | Mapping[str, Tensor]:
