@@ -72,7 +72,7 @@ def rescale(
         output_dtype: Dtype of everything that is computed; None: see above.
         families: As for `interpolate`.
     Returns:
-        An adapter with the keys that PEFT saves; `save_adapter` writes it.
+        An adapter with PEFT's keys, for `save_adapter`; what alpha does not change, as LoRA's A, is the given memory.
     Raises:
         ConfigError: A tensor needs the base and there is none, or the adapter is a full checkpoint.
         Unsupported: A change has no closed form: OFT, or DoRA over a weight that was saved with the adapter.

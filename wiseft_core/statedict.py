@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class StateDict(Mapping[str, "Tensor"]):
     """Interpolated weights by name, in the base's on-disk order, new tensors last.
 
-    An untouched name is the base's own storage, memory-mapped if the base was opened from a path; a touched one is
-    computed at each access, without grad, and not kept. Safe to use from many threads at once.
+    An untouched name is the base's own storage, memory-mapped if the base was opened from a path, and so is a touched
+    one where its alpha is 0 and its dtype stays: not to be written into. Any other touched one is computed at each
+    access, without grad, and not kept. Safe to use from many threads at once.
 
     Attributes:
         plan: What goes where, with `notes` that a human should know.
@@ -136,7 +137,7 @@ class StateDict(Mapping[str, "Tensor"]):
         return dict(base.metadata()) if isinstance(base, Checkpoint) else {}
 
     def get_tensor(self, name: str, *, out: Tensor | None = None) -> Tensor:
-        """One tensor: computed if touched, else the base's own storage.
+        """One tensor: computed if touched, unless its alpha is 0; else the own storage of base or adapter.
 
             W_base + alpha·(W_tuned - W_base), rounded once
 
