@@ -133,6 +133,19 @@ def test_nothing_is_to_be_restored_after_an_exception(model, adapter):
         assert torch.equal(model(tokens).logits, expected)
 
 
+@pytest.mark.parametrize("cloned", [True, False])
+def test_what_is_loaded_into_the_base_is_the_next_base(cloned):
+    """A sweep over a clone of the state dict can be loaded, alpha after alpha; over the live one the changes add up."""
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    base = {name: value.clone() if cloned else value for name, value in model.state_dict().items()}
+    seen = []
+    for view in sweep(base, {"weight": torch.ones(2, 2)}, [0.5, 1.0, 0.5]):
+        model.load_state_dict(view)
+        seen.append(model.weight[0, 0].item())
+    assert seen == ([0.5, 1.0, 0.5] if cloned else [0.5, 1.0, 1.0])
+
+
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
