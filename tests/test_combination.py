@@ -218,6 +218,8 @@ def test_at_takes_a_coefficient_for_each_adapter(tmp_path: Path):
     assert view.alpha == (0.5, 0.25)
     assert same_bits(by_name[name], interpolate(base, one, 0.125)[name])
     assert same_bits(view.at([0.5, 0.25])[name], view[name])
+    lone = combine(base, [(one, 0.5)])
+    assert same_bits(lone.at([0.25])[name], lone.at(0.25)[name])
     for wrong in (0.5, [0.5], [0.5, 0.5, 0.5]):
         with pytest.raises(ConfigError, match="combination"):
             view.at(wrong)

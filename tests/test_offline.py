@@ -269,3 +269,25 @@ def test_progress_is_told_and_ends_at_the_total(base: Path, adapter: Path, tmp_p
 
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"threads": wrong} for wrong in (0, -1, 1.5, float("nan"), True, "2")),
+        *({name: wrong} for name in ("max_shard_size", "max_bytes", "memory") for wrong in (0, -1, 1.5, True, "x")),
+        {"executor": "threads:2"},
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_meant_are_refused(base: Path, adapter: Path, tmp_path: Path, options) -> None:
+    """No number of threads, no size, no executor: told before anything is written."""
+    with pytest.raises(errors.ConfigError):
+        save_checkpoint(interpolate(base, adapter, 0.5), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_views_are_compared_by_identity(base: Path, adapter: Path) -> None:
+    """Neither equality nor a hash computes a tensor: views can be looked for in lists, and be keys."""
+    one, other = interpolate(base, adapter, 0.5), interpolate(base, adapter, 0.5)
+    assert one == one and one != other and [other, one].index(one) == 1 and {one: 1, other: 2}[one] == 1

@@ -45,7 +45,7 @@ def threads_within(memory: int | str, threads: int, bounds: Iterable[Bound], out
     Raises:
         ConfigError: It is not a size, or too little for one thread.
     """
-    budget, bounds = parse_size(memory) if isinstance(memory, str) else memory, tuple(bounds)
+    budget, bounds = parse_size(memory), tuple(bounds)
     once = _resident() + _ONCE + outputs * _OUTPUT
     if loops.may_come() and outputs * sum(bound.work(loops.AFTER) for bound in bounds) > loops.AFTER:
         once += loops.MEMORY

@@ -143,7 +143,7 @@ def plan_job(
             )
         shards = keep_shards([(file.name, file.header) for file in model.files], specs, homes)
     else:
-        limit = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+        limit = None if max_shard_size is None else parse_size(max_shard_size)
         shards = _fresh(specs, model, limit)
     taken = [*(file.name for file in model.files), *model.indexes] if model is not None else []
     sidecars = plan_sidecars(
@@ -211,7 +211,7 @@ def _folder(name: str) -> str:
 
 def check_size(job: Job, limit: int | str | None, *, outputs: int = 1) -> None:
     """Refuse an output that is larger than was allowed: a small adapter can ask for a huge one."""
-    most = parse_size(limit) if isinstance(limit, str) else limit
+    most = None if limit is None else parse_size(limit)
     size = sum(shard.header.size for shard in job.shards) * outputs
     if most is not None and size > most:
         raise ConfigError(

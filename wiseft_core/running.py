@@ -39,7 +39,8 @@ class Run(NamedTuple):
         """With as many threads as there are processors, where none are given.
 
         Raises:
-            ConfigError: A number of threads, or a budget, for an executor that has its own.
+            ConfigError: A number of threads, or a budget, for an executor that has its own; what is no such number, and
+                no executor.
         """
         if executor is not None and (threads is not None or memory is not None):
             raise ConfigError(
@@ -47,6 +48,17 @@ class Run(NamedTuple):
                 expected="an executor, or a number of threads and a budget of memory",
                 got="threads or memory as well",
                 hint="make the executor with as many workers as there is memory for",
+            )
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ConfigError(
+                "threads", expected="a number of threads, 1 or more", got=f"{threads!r}", hint="None: one per processor"
+            )
+        if executor is not None and not callable(getattr(executor, "submit", None)):
+            raise ConfigError(
+                "executor",
+                expected="an object with the interface of concurrent.futures.Executor",
+                got=f"{executor!r}",
+                hint='words such as "processes:4" are for the command; here give ProcessPoolExecutor(4) and the like',
             )
         return cls(files, threads or executors.default_threads(), progress, sync, executor)
 

@@ -92,7 +92,8 @@ class StateDict(Mapping[str, "Tensor"]):
             BadAlpha, UnusedPattern: As for `interpolate`.
             ConfigError: Not one coefficient for each adapter of a combination.
         """
-        if len(self._bound.parts) == 1:
+        several = isinstance(alpha, Sequence) and not isinstance(alpha, str)
+        if len(self._bound.parts) == 1 and not several:
             return StateDict(self._bound, (cast(Alpha, alpha),), extrapolate=self.extrapolate)
         if not isinstance(alpha, Sequence) or len(alpha) != len(self._bound.parts):
             raise ConfigError(
@@ -123,6 +124,12 @@ class StateDict(Mapping[str, "Tensor"]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.plan.outputs
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same object: to compare mappings by content would compute the whole model."""
+        return self is other
+
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return f"<StateDict of {len(self)} tensors, {len(self.plan.bindings)} touched, alpha {self.alpha!r}>"

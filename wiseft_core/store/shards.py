@@ -171,22 +171,23 @@ def index_still_right(existing: Sequence[tuple[str, Header]], shards: Sequence[S
     return before == [(shard.name, shard.header.raw) for shard in shards]
 
 
-def parse_size(text: str) -> int:
-    """Bytes that `text` spells: "5GB", "512 MiB", "1.5gb", or a plain number of bytes.
+def parse_size(given: int | str) -> int:
+    """A number of bytes, as it is or spelled: "5GB", "512 MiB", "1.5gb".
 
     KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB powers of 1024. Case does not matter.
 
     Raises:
         ConfigError: It is not a size of at least one byte.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(given.strip()) if isinstance(given, str) else None
     unit = UNITS.get(match[2].upper()) if match else None
-    size = int(Fraction(match[1]) * unit) if match and unit else 0
+    spelled = int(Fraction(match[1]) * unit) if match and unit else 0
+    size = given if isinstance(given, int) and not isinstance(given, bool) else spelled
     if size < 1:
         raise ConfigError(
-            f"size {text!r}",
+            f"size {given!r}",
             expected="a number of bytes and a unit: KB, MB, GB, TB, KiB, MiB, GiB or TiB",
-            got=f"{text!r}",
+            got=f"{given!r}",
             hint="write 5GB or 512MiB",
         )
     return size
