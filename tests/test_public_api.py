@@ -200,3 +200,14 @@ def test_what_ships_beside_the_code() -> None:
     assert (package / "py.typed").is_file()
     for name in ("error", "manifest", "plan", "report", "sweep"):
         assert (package / "schemas" / f"{name}.schema.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "options", [{"config": "x.json"}, {"config": 3}, {"config": []}, {"base_config": "x"}], ids=str
+)
+def test_configs_that_are_none_are_refused(options: dict[str, object]) -> None:
+    """A path, a number, a list: a ConfigError that says what a config is."""
+    weight = {"w.weight": torch.ones(2, 2)}
+    factors = {"w.lora_A.weight": torch.ones(1, 2), "w.lora_B.weight": torch.ones(2, 1)}
+    with pytest.raises(wiseft_core.errors.ConfigError, match="config"):
+        wiseft_core.interpolate(weight, factors, 0.5, **{"config": {"lora_alpha": 1}, **options})

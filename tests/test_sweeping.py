@@ -259,6 +259,16 @@ def test_what_is_recorded_is_what_was_computed_with(place, tmp_path, make):
     assert all(torch.equal(views[0][name], wanted[name]) for name in wanted)
 
 
+def test_the_record_of_a_finished_sweep_is_made_again(place, tmp_path):
+    """`resume` over outputs that are all there, whose sweep.json was removed."""
+    views = sweep(*place, [0, 0.5])
+    save_sweep(views, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    (tmp_path / "out" / "sweep.json").unlink()
+    save_sweep(views, tmp_path / "out", resume=True)
+    assert tree(tmp_path / "out") == before
+
+
 def record_of(out):
     """sweep.json, once it has been found valid."""
     record = json.loads((out / "sweep.json").read_bytes())

@@ -119,6 +119,13 @@ def bound_of(
 ) -> Bound:
     """A base and the adapters over it, bound; arguments as for `interpolate`. Values are still to be checked."""
     dtype = parse_dtype(output_dtype)
+    if base_config is not None and not isinstance(base_config, Mapping):
+        raise ConfigError(
+            "base_config",
+            expected="a mapping: what config.json holds",
+            got=type(base_config).__name__,
+            hint="load the file with json.load, or give the base by its folder, where it is found",
+        )
     plans = list[Plan]()
     options: dict[str, Any] = {"base_config": base_config, "tied": tied, "output_dtype": dtype, "families": families}
     for number, one in enumerate(tuned, start=1):

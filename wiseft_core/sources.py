@@ -224,7 +224,10 @@ def as_tuned(
     Another tool's spelling becomes PEFT's for this base. All parts of an adapter for several components are meant, but
     where the base was opened as one component of a pipeline by name.
     """
-    given = AdapterConfig.from_mapping(config, families=families) if isinstance(config, Mapping) else config
+    if config is None or isinstance(config, AdapterConfig):
+        given = config
+    else:  # whatever is no mapping is refused there
+        given = AdapterConfig.from_mapping(config, families=families)
     adapter = opened(adapter, families)
     brought, content = (adapter.config, adapter.config_bytes) if isinstance(adapter, Adapter) else (None, None)
     if (meant := given or brought) is not None:

@@ -16,7 +16,7 @@ from typing import Final, TextIO
 from wiseft_core.errors import ConfigError, listed
 from wiseft_core.evaluation import Evaluation, Function, Metric
 from wiseft_core.jobs import Job, plan_job, report_of
-from wiseft_core.judging import Judge, SweepReport
+from wiseft_core.judging import RECORD, Judge, SweepReport
 from wiseft_core.keeping import keep_best
 from wiseft_core.offline import check_job, is_finished, staging_for, write_outputs
 from wiseft_core.record import places
@@ -113,6 +113,8 @@ def save_sweep(
     if is_finished(job, out, run, resume=resume):
         known = judge.remembered(out, alphas, run.files)
         reports = [report_of(job, out / folder, {}, "this output is finished already") for folder in folders]
+        if run.files.status(out / RECORD) is None:
+            judge.write(out, [Evaluation(*pair) for pair in zip(alphas, folders, strict=True)], run.files, sync)
     else:
         reports = _write(job, out, run, judge, alphas, resume=resume)
     evaluations = [known.get(alpha, Evaluation(alpha, folder)) for alpha, folder in zip(alphas, folders, strict=True)]

@@ -42,7 +42,8 @@ def test_what_goes_along(tmp_path):
         ("m.tflite", "weights"), ("rust_model.ot", "weights"), ("other.safetensors", "weights"),
         ("sub/model.safetensors", "weights"), ("m.safetensors.index.fp16.json", "weights"),
         ("pytorch_model.bin.index.json", "weights"), ("modeling.py", "--copy-code"), ("sub/X.PY", "--copy-code"),
-        ("wiseft.json", "manifest"), ("sub/wiseft.json", "manifest"), ("tab\tname", "safe"), ("bidi\u202ename", "safe"),
+        ("wiseft.json", "manifest"), ("sub/wiseft.json", "manifest"), ("wiseft.json/x", "manifest"),
+        ("tab\tname", "safe"), ("bidi\u202ename", "safe"),
     ],
 )  # fmt: skip
 def test_what_is_left_out(tmp_path, name, word):

@@ -203,7 +203,7 @@ def _judge(entry: _Found, copy_code: bool) -> _Found:
     if reason is None:
         if show(entry.name, limit=4096) != entry.name:
             reason = "its name is not safe to print"
-        elif base == MANIFEST:
+        elif MANIFEST in PurePosixPath(entry.name.lower()).parts:  # a folder of that name too: ours goes there
             reason = "the manifest of another output"
         elif any(fnmatchcase(base, pattern) for pattern in OTHER_WEIGHTS):
             reason = "other weights, which would not be interpolated"
