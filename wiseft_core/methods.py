@@ -19,6 +19,8 @@ from wiseft_core.types import TensorSpec
 
 CARRIED: Final = frozenset({"value", "rows"})
 """The roles of what comes with every method: whole tensors, and token rows."""
+START: Final = "init_lora_weights"
+"""The field of a variant that takes from the base what its factors start as."""
 
 
 def suffixes(families: Mapping[str, Family], config: AdapterConfig | None) -> tuple[Suffix, ...]:
@@ -33,6 +35,8 @@ def suffixes(families: Mapping[str, Family], config: AdapterConfig | None) -> tu
 def family_of(site: Site, roles: AbstractSet[str], config: AdapterConfig | None, families: Mapping[str, Family]) -> str:
     """The family of a site: of the method that has such keys, and of the variant that the config asks for.
 
+    A start takes nothing from an embedding, and nothing more from a saved copy of the base, which lacks it already.
+
     Raises:
         Unsupported: The config is of another method, or asks for two variants.
     """
@@ -45,6 +49,8 @@ def family_of(site: Site, roles: AbstractSet[str], config: AdapterConfig | None,
             hint="use the adapter_config.json that was saved with these tensors",
         )
     own = {key: one for key, one in families.items() if one.peft == method and one.forms(site.parameter)}
+    if any(role == "value" or role.startswith("embedding_") for role in site.factors):
+        own = {key: one for key, one in own.items() if START not in one.variant}
     asked = [key for key, one in own.items() if config is not None and one.variant and _says(config, one, {True})]
     if len(asked) > 1:
         raise Unsupported(

@@ -38,7 +38,7 @@ class Scene:
 
     def family(self, site: Site, factors: Mapping[str, str]) -> str:
         """`family_of`, worked out once for sites with the same factors."""
-        key = (site.method, site.parameter, *factors)
+        key = (site.method, site.parameter, *site.factors)
         if key not in self.known:
             self.known[key] = family_of(site, factors.keys(), self.config, self.families)
         return str(self.known[key])

@@ -149,3 +149,26 @@ def test_projections_that_are_not_saved_are_refused(saved):
     with pytest.raises(errors.Unsupported, match="weights of all layers") as caught:
         interpolate(base, adapter, 0.5, config=config)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_takes_nothing_from_a_saved_copy_or_an_embedding(start):
+    """A live model's own weights lack what PEFT took from them, and its embeddings lack nothing: each is its merge."""
+    model = toy()
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    options = {"r": 3, "lora_alpha": 5, "init_lora_weights": start}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        live = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "up", "emb"], **options))
+        with torch.no_grad():
+            for value in (value for value in live.parameters() if value.requires_grad):
+                value.add_(torch.linspace(-0.3, 0.4, value.numel()).view_as(value))
+        saved = peft.get_peft_model_state_dict(live, save_embedding_layers=False)
+        own = {key: value.clone() for key, value in live.state_dict().items()}
+        config, merged = live.peft_config["default"].to_dict(), live.merge_and_unload().state_dict()
+    for adapter in (saved, own):
+        for alpha in (0.0, 0.3, 1.0):
+            view = interpolate(base, adapter, alpha, config=config)
+            for key, before in base.items():
+                wanted = before + alpha * (merged[key] - before)
+                assert torch.allclose(view[key], wanted, rtol=0, atol=2e-6), (key, alpha)
