@@ -44,6 +44,18 @@ def test_attention_with_one_matrix():
     assert any("twice" in note for note in plan.notes)
 
 
+def test_patterns_are_matched_against_the_attention_itself():
+    """PEFT knows one module there, so its patterns are of both matrices, and one for out_proj alone is of none."""
+    base = {"attn.in_proj_weight": (12, 4), "attn.out_proj.weight": (4, 4)}
+    adapter = lora("attn", 12, 4) | lora("attn.base_layer.out_proj", 4, 4)
+    config = {"lora_alpha": 1, "r": 3, "rank_pattern": {"attn": 2}, "alpha_pattern": {"attn": 3}}
+    plan = plan_of(base, adapter, config)
+    scales = {name: bound.steps[0].scale for name, bound in plan.bindings.items()}
+    assert scales == {"attn.in_proj_weight": 1.5, "attn.out_proj.weight": 3.0}
+    with pytest.raises(UnusedPattern, match="'out_proj'"):
+        plan_of(base, adapter, {"lora_alpha": 1, "alpha_pattern": {"out_proj": 3}})
+
+
 def test_token_rows_are_ascending_with_their_places():
     """Rows in any order are bound in the order of the table, each with its place in the adapter."""
     config = {"lora_alpha": 1, "trainable_token_indices": {"emb": [7, 2, 5]}}

@@ -49,7 +49,12 @@ class Placed(NamedTuple):
 
     @property
     def path(self) -> str:
-        """What the patterns of a config are matched against: the module's path, or the parameter's."""
+        """What the patterns of a config are matched against: the module's path, or the parameter's.
+
+        PEFT wraps torch's attention as one module: its output projection has no path of its own.
+        """
+        if self.site.twice:
+            return self.site.module.rpartition(".")[0]
         return f"{self.site.module}.{self.leaf}" if self.leaf else self.site.module
 
     def unpacked(self, role: str, shape: Shape) -> Shape:

@@ -161,6 +161,11 @@ TABLE = [
         lora("0", "1", bias="lora_only"),
         fault="PEFT 0.21 applies out_proj's delta twice, in training too",
     ),
+    Pair(
+        "attention_net_patterns",
+        "attention_net",
+        lora("0", "1", "head", rank_pattern={"layers.0": 2}, alpha_pattern={"1": 3}),
+    ),
     Pair("attention_net_parameter", "attention_net", lora("head", target_parameters=["0.in_proj_weight"])),
     Pair(
         "bare_keys",
