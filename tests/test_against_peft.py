@@ -179,6 +179,16 @@ def test_adapters_in_memory_give_the_same_bits(trained, name):
         assert all(same_bits(other[key], view[key]) for key in base)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_live_models_own_state_dict_means_the_same(trained, name):
+    """With the weights of the base and the copies that a live model shows under PEFT's names."""
+    base, live, _, folder, options = trained(name)
+    view = interpolate(base, folder, 0.7, **options)
+    other = interpolate(base, live.state_dict(), 0.7, config=live.peft_config["default"].to_dict(), **options)
+    for key in base:
+        assert torch.allclose(other[key], view[key], rtol=2**-23, atol=1e-12), key
+
+
 def test_a_live_base_under_peft_is_not_mistaken_for_the_plain_one(trained):
     """The saved adapter loads back into PEFT and gives the same merged weights: what is compared here is real."""
     _, _, merged, folder, _ = trained("linear")

@@ -71,6 +71,38 @@ def test_token_rows_that_do_not_fit_are_refused(rows):
         plan_of({"emb.weight": (9, 4)}, TOKENS, {"lora_alpha": 1, "trainable_token_indices": {"emb": rows}})
 
 
+@pytest.mark.parametrize("height", [9, 7, 12])
+def test_token_rows_over_a_table_that_was_saved(height):
+    """Each row is of one tensor, the table or the rows, whether the vocabulary was resized or not."""
+    adapter = TOKENS | {f"{P}embed_tokens.token_adapter.base_layer.weight": (height, 4)}
+    adapter = {key.replace(f"{P}emb.", f"{P}embed_tokens."): shape for key, shape in adapter.items()}
+    config = {"lora_alpha": 1, "trainable_token_indices": {"embed_tokens": [6, 0, 5]}}
+    base, said = {"embed_tokens.weight": (9, 4)}, {"base_config": {"tie_word_embeddings": False}}
+    plan = plan_of(base, adapter, config, **said)
+    bound, found = plan.bindings["embed_tokens.weight"], {}
+    for piece in bound.pieces:
+        ((key,), (first, last)) = piece.steps[0].factors.values(), piece.steps[0].cut.out
+        assert (piece.steps[0].family, piece.shape) == ("full", (last - first, 4))
+        rows = range(piece.start // 4, piece.start // 4 + last - first)
+        found |= dict(zip(rows, [(key.rpartition(".")[2], at) for at in range(first, last)], strict=True))
+    table = {row: ("weight", row) for row in range(height)}
+    assert found == table | {row: ("trainable_tokens_delta", at) for at, row in enumerate([6, 0, 5])}
+    assert plan.outputs["embed_tokens.weight"].shape == (height, 4) and bound.rows is None
+    assert plan.consumed().keys() == adapter.keys()
+    with pytest.raises(ConfigError, match="trainable_token_indices"):
+        plan_of(base, adapter, {"trainable_token_indices": {"embed_tokens": [height, 0, 1]}}, **said)
+
+
+def test_token_rows_over_another_change_are_refused():
+    """Which of the two comes first, no file says."""
+    adapter = TOKENS | {
+        f"{P}emb.lora_embedding_A": (2, 9),
+        f"{P}emb.lora_embedding_B": (4, 2),
+    }
+    with pytest.raises(Unsupported, match="trained token rows together"):
+        plan_of({"emb.weight": (9, 4)}, adapter, {"lora_alpha": 1, "trainable_token_indices": {"emb": [7, 2, 5]}})
+
+
 def test_token_rows_need_the_config():
     """Without a config nothing says which rows were trained."""
     with pytest.raises(ConfigNeeded, match="which rows"):

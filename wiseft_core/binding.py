@@ -6,6 +6,7 @@ factor, as a new tensor, or by name as one that means nothing.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -21,10 +22,11 @@ from wiseft_core.naming.peft import UNUSED, parse_keys
 from wiseft_core.orientation import Orientation
 from wiseft_core.plans import Binding, Piece, Plan
 from wiseft_core.promises import check_promises
+from wiseft_core.rows import by_source, token_rows
 from wiseft_core.ruled import Placed, Placement
 from wiseft_core.scene import Scene
 from wiseft_core.sites import collect, copies
-from wiseft_core.steps import at, steps_of, token_rows
+from wiseft_core.steps import at, steps_of
 from wiseft_core.ties import as_tied, check, settle
 from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_resized
@@ -95,7 +97,7 @@ def bind(
         specs,
         frozenset(one.name for one in found if "value" in one.site.factors),
     )
-    bindings = _bindings(settled.placed, scene)
+    bindings = _bindings([part for one in settled.placed for part in by_source(one, scene)], scene)
     if not complete:
         check_promises(config, sites, found, specs, bonds)
     left_out = {bond.other for bond in bonds if bond.alias} - {*settled.kept}
@@ -249,10 +251,13 @@ def _output(spec: TensorSpec, dtype: str | None) -> TensorSpec:
 
 def _resized(spec: TensorSpec, bound: Binding | None) -> TensorSpec:
     """The spec of a base tensor with the number of rows that its vocabulary has in the result."""
-    whole = bound.pieces[0] if bound is not None and len(bound.pieces) == 1 else None
-    is_whole = whole is not None and whole.start == 0 and whole.shape[1:] == spec.shape[1:]
-    resized = whole is not None and is_whole and bound is not None and is_resized(bound.name, spec.shape, whole.shape)
-    return TensorSpec(spec.dtype, whole.shape) if whole is not None and resized else spec
+    pieces, reached = () if bound is None else bound.pieces, 0
+    for piece in pieces:
+        if piece.start != reached or piece.shape[1:] != spec.shape[1:]:
+            return spec
+        reached += math.prod(piece.shape)
+    shape = (sum(math.prod(piece.shape[:1]) for piece in pieces), *spec.shape[1:])
+    return TensorSpec(spec.dtype, shape) if bound is not None and is_resized(bound.name, spec.shape, shape) else spec
 
 
 def _homes(new: Mapping[str, str], base: Mapping[str, TensorSpec]) -> dict[str, str]:

@@ -75,7 +75,7 @@ class Binding:
         name: Its name in the result.
         spec: Dtype and shape of the base tensor that it is made from.
         pieces: What is changed of it, ascending and apart; what lies between them stays. One piece is the rule. Of a
-            resized vocabulary the piece has the new shape: rows that the base does not have are as trained, always.
+            resized vocabulary they have the new rows: those that the base does not have are as trained, always.
         rows: The rows that are touched, ascending; None for all.
         entries: For each of `rows`, its position along the `row` axis of the adapter's factors.
     """

@@ -248,31 +248,3 @@ def _mismatch(
         hint="is this the base that the adapter was trained on?"
         + (" A resized vocabulary must have been saved whole with it." if is_of_vocabulary(name) else ""),
     )
-
-
-def token_rows(placed: Placed, scene: Scene) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The rows that trained tokens replace, ascending, and for each its position in the adapter's tensor.
-
-    Raises:
-        ConfigNeeded: The config does not say which rows.
-        ConfigError: A row is listed twice, lies outside the table, or their number is not that of the trained rows.
-    """
-    site, name = placed.site, placed.name
-    if scene.config is None:
-        raise ConfigNeeded(
-            f"{name} — nothing says which rows were trained",
-            expected="trainable_token_indices for this embedding in the adapter's config",
-            got=f"adapter key {site.factors['rows']}",
-            hint="pass the config that was saved with these tensors",
-        )
-    rows, vocabulary = scene.config.token_rows(site.module), (placed.landed.shape or (0,))[0]
-    count = scene.adapter[site.factors["rows"]].shape[0]
-    if len(set(rows)) != len(rows) or len(rows) != count or not all(0 <= row < vocabulary for row in rows):
-        raise ConfigError(
-            f"{name} — trainable_token_indices do not fit",
-            expected=f"{count} different rows below {vocabulary}",
-            got=f"{len(rows)} rows, {len(set(rows))} of them different, up to {max(rows, default=0)}",
-            hint="use the adapter_config.json that was saved with these tensors",
-        )
-    entries = sorted(range(count), key=lambda entry: rows[entry])
-    return tuple(rows[entry] for entry in entries), tuple(entries)

@@ -126,15 +126,16 @@ def _alike(
 ) -> tuple[list[Placed] | None, dict[str, str]]:
     """The changes that all names have, where they are changed alike, and the keys that repeat them; None where not."""
     first, *others = [*changed] or [[]]
-    if first and all("rows" in one.site.factors for those in changed for one in those):
-        return [*first], {other[0].site.factors["rows"]: first[0].site.factors["rows"] for other in others}
+    mine = first[0].site.factors if first else {}
+    if "rows" in mine and all(one.site.factors.keys() == mine.keys() for those in changed for one in those):
+        return [*first], {key: mine[role] for other in others for role, key in other[0].site.factors.items()}
     biases = all(one.site.parameter == "bias" for those in changed for one in those)
     if config is None or not (config.ensure_weight_tying or (config.bias == "all" and biases)):
         return None, {}
     pairs = {"value": "value", "A": "embedding_B", "B": "embedding_A"}
-    ours, found = first[0].site.factors if first else {}, dict[str, str]()
+    found = dict[str, str]()
     for theirs in (other[0].site.factors for other in others):
-        repeated = {key: ours[pairs.get(role, "")] for role, key in theirs.items() if pairs.get(role) in ours}
+        repeated = {key: mine[pairs.get(role, "")] for role, key in theirs.items() if pairs.get(role) in mine}
         if len(repeated) != len(theirs):
             return None, {}
         found |= repeated

@@ -58,6 +58,10 @@ LLAMA = [
     Pair("llama_resized", "llama", lora("q_proj", "v_proj"), vocabulary=105),
     Pair("llama_resized_tied", "llama_tied", lora("q_proj", "v_proj"), vocabulary=105),
     Pair("llama_resized_embed", "llama", lora("q_proj", "embed_tokens", "lm_head"), vocabulary=105),
+    Pair("llama_resized_tokens", "llama", lora("q_proj", trainable_token_indices=[100, 98, 3]), vocabulary=105),
+    Pair(
+        "llama_resized_tokens_tied", "llama_tied", lora("q_proj", trainable_token_indices=[97, 98, 3]), vocabulary=105
+    ),
     Pair(
         "llama_seqcls",
         "llama",
