@@ -123,6 +123,17 @@ def test_a_head_whose_name_is_not_known_is_refused():
         plan_of(BASE, EMBEDDED, base_config=LLAMA, tied="both")
 
 
+def test_an_attention_called_output_is_no_head():
+    """It has not a row for every word: its changes are no head's, and it says nothing of the embedding."""
+    config = {"model_type": "mine", "architectures": ["MineForCausalLM"], "tie_word_embeddings": True}
+    base, name = BASE | {"model.layers.0.output.weight": (4, 4)}, "model.layers.0.output"
+    assert list(plan_of(base, lora(name, 4, 4), base_config=config).bindings) == [f"{name}.weight"]
+    with pytest.raises(TiedEmbeddings, match="tied"):
+        plan_of(BASE | {"output.weight": (9, 4)}, lora("output", 9, 4), base_config=config)
+    with pytest.raises(TiedEmbeddings, match="no output head"):
+        plan_of(base, EMBEDDED)
+
+
 def test_more_than_two_names_for_one_tensor_are_refused():
     """T5 ties the tables of encoder, decoder and head to one: untying one of them is not what its flag says."""
     config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": True}

@@ -5,7 +5,7 @@ Joint floor: names, specs and the base's config only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from wiseft_core.errors import QuantizedBase, TiedEmbeddings, WiseftError, listed
@@ -62,18 +62,18 @@ def _quantized(where: str, got: str) -> QuantizedBase:
     )
 
 
-def may_be_tied(name: str, base: Collection[str], config: Mapping[str, object] | None) -> str:
+def may_be_tied(name: str, base: Mapping[str, TensorSpec], config: Mapping[str, object] | None) -> str:
     """Why a tensor that tuning changes must be taken for tied, embedding or head; empty if it is not.
 
     Args:
         name: Its name, in the base or not.
-        base: All names of the base.
+        base: Specs of the base.
         config: The base's config.json, or None.
     """
-    embeds, heads = _is_module(name, EMBEDDINGS), _is_module(name, HEADS)
-    if embeds or (heads and name not in base and name.endswith(".weight")):
+    embeds, heads = _is_module(name, EMBEDDINGS), any(_heads([name], base))
+    if embeds or (heads and name not in base):
         return _why_tied(base, config)
-    if heads and name.endswith(".weight") and tie_flag(config):
+    if heads and tie_flag(config):
         return "config.json says tie_word_embeddings: true"
     return ""
 
@@ -90,10 +90,10 @@ def tie_flag(config: Mapping[str, object] | None) -> bool | None:
     return None
 
 
-def _why_tied(base: Collection[str], config: Mapping[str, object] | None) -> str:
+def _why_tied(base: Mapping[str, TensorSpec], config: Mapping[str, object] | None) -> str:
     """Why an input embedding must be taken for tied; empty if it is not."""
     flag = tie_flag(config)
-    has_head = any(_is_module(name, HEADS) and name.endswith(".weight") for name in base)
+    has_head = any(_heads(base, base))
     if flag is not None:
         # Encoders without a head keep transformers' default flag, and it means nothing there.
         return "config.json says tie_word_embeddings: true" if flag and (has_head or _head_class(config)) else ""
@@ -106,6 +106,13 @@ def _head_class(config: Mapping[str, object] | None) -> bool:
     """Whether config.json names a class with an output head over the vocabulary."""
     names = (config or {}).get("architectures")
     return isinstance(names, list) and any(str(name).endswith(HEAD_CLASSES) for name in names)
+
+
+def _heads(names: Iterable[str], base: Mapping[str, TensorSpec]) -> Iterator[str]:
+    """The weights of heads: those called so with a row for every word, as an embedding has; attention has others."""
+    called = [name for name in names if name.endswith(".weight") and _is_module(name, HEADS)]
+    words = {spec.shape[:1] for name, spec in base.items() if _is_module(name, EMBEDDINGS)} if called else set()
+    return (name for name in called if name not in base or not words or base[name].shape[:1] in words)
 
 
 def _is_module(name: str, modules: frozenset[str]) -> bool:

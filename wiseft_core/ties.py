@@ -213,7 +213,7 @@ def check(
     prefix: str,
     bonds: Sequence[Bond],
     touched: Iterable[str],
-    base: Collection[str],
+    base: Mapping[str, TensorSpec],
     config: Mapping[str, object] | None,
     tied: Tied,
 ) -> None:
@@ -223,7 +223,7 @@ def check(
         prefix: What the names of the model begin with in `bonds`; the others are without it.
         bonds: What is tied.
         touched: What tuning changes.
-        base: The names of the base.
+        base: Specs of the base.
         config: Its config.json.
         tied: See `settle`.
     Raises:

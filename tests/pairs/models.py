@@ -101,6 +101,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nomic_bert": ("NomicBertForMaskedLM", BERT),
     "bart": ("BartForConditionalGeneration", SEQ2SEQ),
+    "bigbird_pegasus": ("BigBirdPegasusForConditionalGeneration", SEQ2SEQ),
     "whisper": (
         "WhisperForConditionalGeneration",
         SEQ2SEQ | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},

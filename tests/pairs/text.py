@@ -151,6 +151,7 @@ ENCODERS = [
     Pair("nomic_bert_only_v_dora", "nomic_bert", lora("v_proj", "gate_proj", use_dora=True)),
     Pair("t5_ia3", "t5", {"target_modules": ["k", "v", "wo"], "feedforward_modules": ["wo"]}, method="IA3"),
     Pair("t5_encoder_adapter", "t5", lora("q", "v", "wo"), tuned="T5EncoderModel"),
+    Pair("bigbird_pegasus", "bigbird_pegasus", lora("query", "output", "out_proj")),
     Pair("bart", "bart", lora("q_proj", "v_proj", "fc2")),
     Pair("t5", "t5", lora("q", "v", "wo")),
 ]
