@@ -219,6 +219,7 @@ def _word(kinds: tuple[object, ...], why: str) -> Reader:
         if not why:
             raise problem
         hint = "merge this adapter with the library that trained it, and give the merged checkpoint in its place"
+        hint = f"save it with {where.rpartition(' ')[2]}=True, or {hint}" if kinds == (True,) else hint
         raise Unsupported(where, expected=problem.expected, got=f"{problem.got} — {why}", hint=hint)
 
     return read

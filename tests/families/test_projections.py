@@ -28,13 +28,15 @@ def merged(tensors, **config):
     [
         ({"peft_type": "RANDLORA", "randlora_alpha": 7, "r": 3, "save_projection": False}, "bf16 or fp16"),
         ({"peft_type": "PVERA", "save_projection": False}, "16 bits"),
+        ({"peft_type": "VERA", "save_projection": False}, "16 bits"),
         ({"peft_type": "WAVEFT", "scaling": 1.0, "random_loc_seed": 7, "wavelet_family": "sym4"}, "filters"),
     ],
 )
 def test_what_files_do_not_tell_is_refused_with_its_reason(config, reason):
     """Bases that are not in the file, and wavelets whose filters are not known."""
-    with pytest.raises(errors.Unsupported, match=reason):
+    with pytest.raises(errors.Unsupported, match=reason) as caught:
         merged({}, **config)
+    assert ("save it with save_projection=True" in caught.value.hint) == ("save_projection" in config)
 
 
 def test_randlora_without_its_bases_is_not_complete():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wiseft_core.families._family import Change, Factors, Family, Hyper
+from wiseft_core.families._family import Change, Factors, Family, Hyper, Option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +50,16 @@ VERA = Family(
         "vera_lambda_d": "lambda_d",
         "vera_lambda_b": "lambda_b",
     },
+    options={
+        "save_projection": Option(
+            (True,),
+            default=True,
+            why="the projections are not in the file, and a base in 16 bits rounds what PEFT draws for it",
+        ),
+    },
     harmless={
         "r": "the shapes of the factors tell it",
         "projection_prng_key": "the projections are read from the file",
-        "save_projection": "the projections are in the file, or it is refused",
         "vera_dropout": "active in training only",
         "d_initial": "the first values, before training",
     },
