@@ -15,7 +15,7 @@ from wiseft_core.bonds import Bond, Tied, joined_names
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
-from wiseft_core.methods import companions, suffixes
+from wiseft_core.methods import suffixes, with_companions
 from wiseft_core.models import Config, Models, all_bonds, all_edits, grown_by, placement
 from wiseft_core.naming.links import NOTHING, Link
 from wiseft_core.naming.peft import UNUSED, parse_keys
@@ -71,8 +71,7 @@ def bind(
     parsed = parse_keys(adapter, suffixes=suffixes({} if complete else families, config))
     if config is not None:
         config.check_work({part.module for part in parsed.values()})
-    sites = collect(parsed)
-    sites = (*sites, *companions(sites, families))
+    sites = with_companions(collect(parsed), families)
     models = Models(base_config, components)
     model = grown_by(config, base, models)
     brought = [*(site.target for site in sites), *apart]

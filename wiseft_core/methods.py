@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from wiseft_core.config import AdapterConfig
@@ -14,7 +15,7 @@ from wiseft_core.errors import MissingFactor, Unsupported, listed
 from wiseft_core.families import Change, Family
 from wiseft_core.layouts import LAYOUTS, Layout, Shape, fit, sizes_of
 from wiseft_core.naming.peft import SUFFIXES, Suffix, suffix_of
-from wiseft_core.sites import Site
+from wiseft_core.sites import WRAPPER, Site
 from wiseft_core.types import TensorSpec
 
 CARRIED: Final = frozenset({"value", "rows"})
@@ -167,29 +168,31 @@ def beside(
     return found
 
 
-def companions(sites: Iterable[Site], families: Mapping[str, Family]) -> list[Site]:
-    """Sites of the parameters that change along with another one's factors, where the base has them.
+def with_companions(sites: Sequence[Site], families: Mapping[str, Family]) -> tuple[Site, ...]:
+    """The sites, and those of the parameters that change along with another one's factors, where the base has them.
 
     Raises:
         Unsupported: Such a tensor was trained by itself too.
     """
     given = {site.target: site for site in sites}
-    found: list[Site] = []
+    found: dict[str, Site] = {}
     for site in given.values():
         for record in families.values() if site.method else ():
             for parameter in record.parameters.keys() - _own(record) if record.peft == site.method else ():
                 roles = {role for form in record.forms(parameter) for role in form.factors} & site.factors.keys()
-                if not roles:
-                    continue
-                factors = {role: site.factors[role] for role in roles}
-                one = Site(site.module, parameter, factors, site.method, companion=True)
-                if one.target in given:
-                    keys = [*given[one.target].factors.values(), *site.factors.values()]
-                    raise Unsupported(
-                        f"{one.target} — trained by itself, and changed by the factors of {site.module} too",
-                        expected="one change of a tensor",
-                        got=f"adapter keys {listed(keys)}",
-                        hint="merge one of the two with PEFT first",
-                    )
-                found.append(one)
-    return found
+                if roles:
+                    one = Site(site.module, parameter, {role: site.factors[role] for role in roles}, site.method, True)
+                    found[one.target] = one if one.target not in given else _over(given[one.target], one, site)
+    return (*(site for site in sites if site.target not in found), *found.values())
+
+
+def _over(copy: Site, companion: Site, site: Site) -> Site:
+    """A companion whose parameter the adapter has too: as a live model shows it, below its wrapper."""
+    if copy.factors.keys() != {"value"} or WRAPPER not in copy.factors["value"]:
+        raise Unsupported(
+            f"{companion.target} — trained by itself, and changed by the factors of {site.module} too",
+            expected="one change of a tensor",
+            got=f"adapter keys {listed([*copy.factors.values(), *site.factors.values()])}",
+            hint="merge one of the two with PEFT first",
+        )
+    return replace(companion, factors={**copy.factors, **companion.factors})

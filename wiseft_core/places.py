@@ -37,7 +37,7 @@ def place(
         AmbiguousName: Several rules place all sites, on different bytes.
         UnclaimedKey: Some site has no place under any rule.
     """
-    required = [site for site in sites if not (site.companion or may_be_new(site, config, views))]
+    required = [site for site in sites if not (_is_free(site) or may_be_new(site, config, views))]
     found: list[Placement] = []
     problems: list[WiseftError] = []
     for view in views:
@@ -58,6 +58,11 @@ def place(
             hint="the base holds several towers with these names: give the adapter full names, or one tower as base",
         )
     return found[0]
+
+
+def _is_free(site: Site) -> bool:
+    """Whether a site changes something only where the base has it."""
+    return site.companion and "value" not in site.factors
 
 
 def _effect(placed: Placed) -> tuple[object, ...]:

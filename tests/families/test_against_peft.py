@@ -118,6 +118,9 @@ CASES: dict[str, Case] = {
 CASES |= {name: Case(*row) for name, row in cases_projections.CASES.items()}
 CASES |= {name: Case(*row) for name, row in cases_low_rank.CASES.items()}
 CASES |= {name: Case(**said) for name, said in cases_base_dependent.CASES.items()}
+COUPLED = [name for name in CASES if name.startswith("glora_") and name.split("_")[2:3] != ["none"]]
+UNREAD = {"shira": errors.MissingFactor, **dict.fromkeys(COUPLED, errors.Unsupported)}
+"""What a live model's own names do not tell: the places of SHiRA, and which weight a bias of GLoRA is made of."""
 ERRORS: dict[str, float] = {}
 """The largest error of each case that was seen, in its units: shown by `-s`."""
 
@@ -231,6 +234,24 @@ def test_adapters_in_memory_give_the_same_bits(trained, name):
     other = interpolate(one.base, given, 0.7, config=config, base_config=one.base_config)
     assert set(other.touched) == set(view.touched)
     assert all(same_bits(other[key], view[key]) for key in one.base)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_live_models_own_state_dict_means_the_same(trained, name):
+    """With the weights and biases that a live model shows below its wrappers; or it is refused, with `UNREAD`."""
+    one = trained(name)
+    config, view = one.live.peft_config["default"].to_dict(), view_of(one, 0.7)
+
+    def other():
+        return interpolate(one.base, one.live.state_dict(), 0.7, config=config, base_config=one.base_config)
+
+    if name in UNREAD:
+        with pytest.raises(UNREAD[name]):
+            other()
+        return
+    for key, value in other().items():
+        size = max(one.base[key].abs().max(), one.merged[key].abs().max())
+        assert (value - view[key]).abs().max() <= size * CASES[name].units * 2**-24, key
 
 
 @pytest.mark.parametrize("name", CASES)

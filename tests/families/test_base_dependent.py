@@ -41,6 +41,23 @@ def test_a_bias_that_needs_a_weight_needs_it_from_the_base(saved):
         interpolate(base, only, 0.5, config=config)
 
 
+def test_a_bias_that_changes_along_is_no_other_change_of_it(saved):
+    """IA3 scales a bias too: one that was trained beside is refused, a live model's own is what it scales."""
+    base, adapter, config = saved(peft.IA3Config(target_modules=["up"], feedforward_modules=[], init_ia3_weights=False))
+    bias = base["layers.0.up.bias"]
+    with pytest.raises(errors.Unsupported, match="trained by itself"):
+        interpolate(base, adapter | {"base_model.model.layers.0.up.bias": bias + 1}, 0.5, config=config)
+    live = adapter | {"base_model.model.layers.0.up.base_layer.bias": bias + 1}
+    vector = adapter["base_model.model.layers.0.up.ia3_l"].flatten()
+    for alpha in (0.0, 0.5, 1.0):
+        found = interpolate(base, live, alpha, config=config)["layers.0.up.bias"]
+        assert torch.allclose(found, bias + alpha * ((bias + 1) * vector - bias))
+    del base["layers.0.up.bias"]
+    assert "layers.0.up.bias" not in interpolate(base, adapter, 0.5, config=config)
+    with pytest.raises(errors.UnclaimedKey, match=r"up\.base_layer\.bias"):
+        interpolate(base, live, 0.5, config=config)
+
+
 def test_the_weight_that_a_bias_needs_is_the_bases_at_every_alpha(saved):
     """With the weight's own change scheduled away, the bias still moves, and by the same."""
     base, adapter, config = saved(peft.GloraConfig(target_modules=["up"], r=3, init_weights=False))

@@ -53,7 +53,7 @@ ADALORA = Family(
     },
     source="Zhang et al. 2023, AdaLoRA: Adaptive Budget Allocation, arXiv:2303.10512; divisor: PEFT 0.21",
     peft="ADALORA",
-    keys={"lora_A": "A", "lora_B": "B", "lora_E": "E"},
+    keys={"lora_A": "A", "lora_B": "B", "lora_E": "E", "ranknum": "ignored"},
     options={"lora_alpha": Option(float), "init_r": Option(int)},
     harmless={
         "r": "not read by PEFT: the divisor is init_r",
