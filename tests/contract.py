@@ -134,6 +134,8 @@ MAKERS: list[Maker] = [
     Maker("shira", "linear", (6, 5), {"values": (4,), "indices": torch.tensor([[0, 5, 2, 2], [4, 0, 1, 3]])}),
     Maker("ln_tuning", "whole", (6,), {"trained": (6,)}),
     Maker("ln_tuning", "whole", (6,), {"trained": (6,)}, "bias"),
+    Maker("ln_tuning", "whole", (6,), {"trained": (6,)}, "running_mean"),
+    Maker("ln_tuning", "whole", (6,), {"trained": (6,)}, "running_var"),
 ]
 """The strategies of the contract."""
 

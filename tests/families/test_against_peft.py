@@ -285,6 +285,26 @@ def test_rescaled_adapters_are_the_interpolation(trained, name, tmp_path):
         assert (view[key] - merged[key]).abs().max() <= size * (CASES[name].units + 2) * 2**-24, key
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT cannot find the embeddings of a plain module, and says so
+def test_batch_normalisation_is_tuned_with_what_it_counts():
+    """LN-tuning of it: PEFT trains, saves and merges the whole layer, whose statistics follow the data too."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6))
+    base = copy.deepcopy(model.state_dict())
+    live = peft.get_peft_model(model, peft.LNTuningConfig(target_modules=["1"]))
+    with torch.no_grad():
+        for value in (value for value in live.parameters() if value.requires_grad):
+            value.add_(torch.linspace(-0.3, 0.4, value.numel()).view_as(value))
+        live.train()(torch.linspace(-1, 3, 20).view(5, 4))
+    adapter, config = peft.get_peft_model_state_dict(live), live.peft_config["default"].to_dict()
+    merged = live.merge_and_unload().state_dict()
+    changed = {"1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    for alpha in (0.0, 0.5, 1.0):
+        view = interpolate(base, adapter, alpha, config=config)
+        assert set(view.touched) == changed
+        for key in changed:
+            assert torch.allclose(view[key], base[key] + alpha * (merged[key] - base[key])), key
+
+
 def exactly(name: str, one: Trained) -> dict[str, torch.Tensor]:
     """W_tuned in float64: from PEFT's own code, or from `NAIVE`."""
     naive = NAIVE.get(name, NAIVE.get(one.live.peft_config["default"].peft_type.value))

@@ -29,11 +29,16 @@ def tuned(weight: Tensor, factors: Factors, hyper: Hyper, total: Tensor | None) 
     return factors["trained"]
 
 
+STATISTICS = ("running_mean", "running_var")
+"""What batch normalisation keeps of its inputs: PEFT trains and saves the whole module."""
 CHANGE = Change(factors={"trained": "out in"}, tuned=tuned, layouts=("whole",), value="trained")
 LN_TUNING = Family(
     name="ln_tuning",
-    parameters={"weight": CHANGE, "bias": CHANGE},
+    parameters=dict.fromkeys(("weight", "bias", *STATISTICS), CHANGE),
     source="Zhao et al. 2023, Tuning LayerNorm in Attention, arXiv:2312.11420",
     peft="LN_TUNING",
-    keys={"ln_tuning_layers.weight": "trained", "ln_tuning_layers.bias": "bias trained"},
+    keys={
+        "ln_tuning_layers.weight": "trained",
+        **{f"ln_tuning_layers.{name}": f"{name} trained" for name in ("bias", *STATISTICS)},
+    },
 )
