@@ -123,6 +123,20 @@ def test_a_head_whose_name_is_not_known_is_refused():
         plan_of(BASE, EMBEDDED, base_config=LLAMA, tied="both")
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_takes_from_a_tied_tensor(start):
+    """PEFT writes what it leaves to the one tensor, of which a file says nothing unless it has a copy."""
+    config = {"lora_alpha": 4, "init_lora_weights": start}
+    with pytest.raises(Unsupported, match="tied to the embedding") as caught:
+        plan_of(BASE, HEADED, config, base_config=LLAMA)
+    assert caught.value.exit_code == 4
+    assert steps(plan_of(BASE, HEADED, config, base_config=LLAMA, tied="share")) == {E: [start]}
+    own = LLAMA | {"tie_word_embeddings": False}
+    assert steps(plan_of(BASE | {H: (9, 4)}, HEADED, config, base_config=own)) == {H: [start]}
+    saved = HEADED | {f"{P}{E}": (9, 4), f"{P}lm_head.base_layer.weight": (9, 4)}
+    assert steps(plan_of(BASE, saved, config, base_config=LLAMA)) == {E: ["full"], H: ["full", "lora"]}
+
+
 def test_an_attention_called_output_is_no_head():
     """It has not a row for every word: its changes are no head's, and it says nothing of the embedding."""
     config = {"model_type": "mine", "architectures": ["MineForCausalLM"], "tie_word_embeddings": True}

@@ -25,6 +25,7 @@ class Scene:
     """All that steps are decided from, besides the site itself.
 
     A model has thousands of sites and a handful of kinds: what was found of one is `known` of all that are like it.
+    `replaced` are the names that the adapter has copies of, `untied` those of one tensor that become two.
     """
 
     adapter: Mapping[str, TensorSpec]
@@ -34,6 +35,7 @@ class Scene:
     families: Mapping[str, Family]
     base: Mapping[str, TensorSpec]
     replaced: frozenset[str]
+    untied: frozenset[str] = frozenset()
     known: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def family(self, site: Site, factors: Mapping[str, str]) -> str:

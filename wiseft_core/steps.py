@@ -21,7 +21,7 @@ from wiseft_core.errors import (
 from wiseft_core.families import Change, Family, Hyper
 from wiseft_core.landings import Landing
 from wiseft_core.layouts import LAYOUTS, Layout, Shape, is_free
-from wiseft_core.methods import beside, fits, with_roles
+from wiseft_core.methods import START, beside, fits, with_roles
 from wiseft_core.plans import StepSpec
 from wiseft_core.ruled import Placed
 from wiseft_core.scene import Scene
@@ -68,8 +68,20 @@ def steps_of(placed: Placed, scene: Scene) -> tuple[StepSpec, ...]:
         )
     factors = {role.removeprefix("embedding_"): key for role, key in factors.items()}
     family = scene.family(site, factors)
+    _check_start(family, placed, scene)
     layouts = ("embedding",) if embedding else tuple(name for name in LAYOUTS if name != "embedding")
     return (*steps, *_step(family, factors, layouts, placed, scene))
+
+
+def _check_start(family: str, placed: Placed, scene: Scene) -> None:
+    """Refuse a head that takes from a tied tensor what it starts as: the embedding was trained without that too."""
+    if placed.name in scene.untied and family in scene.families and START in scene.families[family].variant:
+        raise Unsupported(
+            f"{placed.name} — {family} of a head that is tied to the embedding",
+            expected="a head of its own, or one whose base was saved with the adapter",
+            got=f"adapter keys {listed(placed.site.factors.values())}: PEFT has rewritten the embedding along with it",
+            hint='choose tied="share" (--tied share), as PEFT merges it, or save it with save_embedding_layers=True',
+        )
 
 
 def _check_flags(config: AdapterConfig | None, factors: Mapping[str, str]) -> None:

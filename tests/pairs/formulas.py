@@ -8,10 +8,11 @@ SCALE = 2.0
 
 
 def untied(base: State, adapter: State, merged: State) -> State:
-    """Of tied embeddings each side gets its own delta: PEFT adds both to the one tensor."""
+    """Of tied embeddings each side gets its own delta: PEFT adds both to the one tensor, of which a copy is of both."""
     state = dict(merged)
+    copies = [value for key, value in adapter.items() if key.endswith("base_layer.weight")]
     for module, name in (("model.embed_tokens", "model.embed_tokens.weight"), ("lm_head", "lm_head.weight")):
-        weight = adapter.get(f"{module}.base_layer.weight", base[name])
+        weight = copies[0] if copies else base[name]
         if f"{module}.lora_embedding_A" in adapter:
             weight = weight + SCALE * (adapter[f"{module}.lora_embedding_B"] @ adapter[f"{module}.lora_embedding_A"]).T
         if f"{module}.lora_A.weight" in adapter:

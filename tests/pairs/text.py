@@ -34,6 +34,13 @@ LLAMA = [
     Pair("llama_tied_embed", "llama_tied", lora("embed_tokens", "q_proj"), oracle=formulas.untied, fault=TIED_MERGE),
     Pair("llama_tied_embed_share", "llama_tied", lora("embed_tokens", "q_proj"), tied="share"),
     Pair("llama_tied_head", "llama_tied", lora("lm_head", "v_proj"), oracle=formulas.untied, fault=TIED_MERGE),
+    Pair(
+        "llama_tied_pissa_head",
+        "llama_tied",
+        lora("lm_head", "v_proj", init_lora_weights="pissa"),
+        oracle=formulas.untied,
+        fault=TIED_MERGE,
+    ),
     Pair("llama_tied_head_share", "llama_tied", lora("lm_head", "v_proj"), tied="share"),
     Pair("llama_tied_both", "llama_tied", lora("lm_head", "embed_tokens"), oracle=formulas.untied, fault=TIED_MERGE),
     Pair("llama_tied_both_share", "llama_tied", lora("lm_head", "embed_tokens"), tied="share"),
