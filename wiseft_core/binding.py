@@ -95,7 +95,7 @@ def bind(
         families,
         specs,
         frozenset(one.name for one in found if "value" in one.site.factors),
-        frozenset(name for bond in bonds if bond.other == settled.untied for name in (bond.source, bond.other)),
+        frozenset(name for bond in settled.untied for name in (bond.source, bond.other)),
     )
     bindings = _bindings([part for one in settled.placed for part in by_source(one, scene)], scene)
     if not complete:

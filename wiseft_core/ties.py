@@ -19,6 +19,7 @@ from wiseft_core.errors import ConfigError, Unsupported, listed
 from wiseft_core.guards import may_be_tied, tied_refusal
 from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
+from wiseft_core.types import TensorSpec
 
 FLAG: Final = "tie_word_embeddings"
 
