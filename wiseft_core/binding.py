@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from wiseft_core import guards
-from wiseft_core.bonds import Bond, Tied, joined_names
+from wiseft_core.bonds import Agree, Bond, Tied, agreed, joined_names
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import BindingError, DtypeMismatch, ShapeMismatch, WiseftError, listed
 from wiseft_core.families import FAMILIES, Family
@@ -44,6 +44,7 @@ def bind(
     output_dtype: str | None = None,
     tied: str = "untie",
     apart: Collection[str] = (),
+    agree: Agree | None = None,
     known: Mapping[str, tuple[Link, ...]] = NOTHING,
     components: Mapping[str, Config] | None = None,
     families: Mapping[str, Family] = FAMILIES,
@@ -62,6 +63,8 @@ def bind(
         tied: What becomes of an embedding and a head that are one tensor, where tuning makes them differ: "untie"
             writes both, "share" adds both changes to the one.
         apart: Names that are tied to another one and are to be written apart in any case.
+        agree: Tells whether two tensors of the base that its config ties hold the same, so that they are tied indeed;
+            None: those of the same dtype and shape do.
         known: What some names, of the base or as the adapter has them, are where their spelling alone does not show it.
         components: Of a pipeline, the config.json of each component; the names of the base begin with the component's.
         families: The methods to know.
@@ -79,8 +82,9 @@ def bind(
     specs = dict(model.specs) | {bond.other: model.specs[bond.source] for bond in bonds if bond.alias}
     placed = placement(sites, specs, models, known, adapter, config)
     found, same = _counters(placed.placed, specs, adapter)
-    WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed, bonds) if complete else [])])
-    settled = settle(bonds, found, config, as_tied(tied), apart=apart, twins=twins if complete else None)
+    held = agreed(bonds, {*apart, *(one.name for one in found)}, agree or (lambda one, other: base[one] == base[other]))
+    WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed, held) if complete else [])])
+    settled = settle(held, found, config, as_tied(tied), apart=apart, twins=twins if complete else None)
     touched = dict.fromkeys(landing.name for one in settled.placed for landing in one.landed.landings)
     if not complete:
         _check_ties([*touched, *placed.new], bonds, models, specs, as_tied(tied))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from wiseft_core.guards import EMBEDDINGS, HEADS, tie_flag
@@ -16,6 +16,8 @@ from wiseft_core.types import TensorSpec
 
 Tied = Literal["untie", "share"]
 """What becomes of a tied embedding that tuning changes."""
+Agree = Callable[[str, str], bool]
+"""Whether two tensors of the base hold the same."""
 
 
 class Bond(NamedTuple):
@@ -27,6 +29,7 @@ class Bond(NamedTuple):
         alias: Whether it was added.
         lone: Whether these two are all that is tied.
         flagged: Whether they are an embedding and its head, which config.json ties and unties.
+        stored: Whether the base has each with bytes of its own: they are one tensor only if these agree.
     """
 
     source: str
@@ -34,6 +37,7 @@ class Bond(NamedTuple):
     alias: bool
     lone: bool = True
     flagged: bool = True
+    stored: bool = False
 
 
 def bonds_of(
@@ -93,7 +97,23 @@ def _bonds(
     lone = len(names) == 2 and not (said and any(not {*pair} <= {*names} for pair in more))
     source, *others = names
     for other in others:
-        yield Bond(source, other, other not in base, lone, said or _is_pair(names))
+        apart = any(other in pair for pair in more)
+        yield Bond(source, other, other not in base, lone, said or _is_pair(names), stored=apart and other in base)
+
+
+def agreed(bonds: Iterable[Bond], touched: Collection[str], agree: Agree) -> tuple[Bond, ...]:
+    """The bonds without those of two stored tensors that differ: transformers ties these no more, whatever it is told.
+
+    Args:
+        bonds: What is tied, if so.
+        touched: What tuning changes: values are compared there only.
+        agree: Compares.
+    """
+    return tuple(
+        bond
+        for bond in bonds
+        if not bond.stored or {bond.source, bond.other}.isdisjoint(touched) or agree(bond.source, bond.other)
+    )
 
 
 def _told(base: Collection[str], config: Mapping[str, object] | None) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The verb that reads headers only: what would be done, and why not.
+"""The verb that reads headers, and two tensors that may be one: what would be done, and why not.
 
 Verb floor; torch is not imported for paths and checkpoints.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from wiseft_core.errors import show
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.models import Config, Models, all_bonds
 from wiseft_core.plans import Plan
-from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned
+from wiseft_core.sources import Adapter, BaseLike, Memory, Source, Tuned, as_source, as_tuned, hold_same
 from wiseft_core.store.checkpoint import Checkpoint
 from wiseft_core.types import parse_dtype
 from wiseft_core.vocabulary import stem
@@ -37,6 +38,9 @@ def plan(
     families: Mapping[str, Family] = FAMILIES,
 ) -> Plan:
     """What goes where, by which rule, and how many bytes: from headers and configs alone.
+
+    But where a base stores an embedding and a head that its config may tie, and tuning touches one of them, their
+    values say whether they are one tensor: those two are read, up to the first difference.
 
     Args:
         base: As for `interpolate`.
@@ -82,6 +86,7 @@ def bind_sources(
         output_dtype=output_dtype,
         tied=tied,
         apart=apart,
+        agree=partial(hold_same, source),
         known=tuned.links,
         components=_configs(source, base_config),
         families=families,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_methods import Method
@@ -30,6 +30,8 @@ from wiseft_core.types import TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+PIECE: Final = 1 << 20
+"""Elements of two tensors that are compared at a time."""
 BaseLike = Mapping[str, "Tensor"] | str | os.PathLike[str]
 """What can be given as a base: a mapping of names to tensors, a `Checkpoint`, or a path."""
 
@@ -69,6 +71,21 @@ class Arrays:
 def has_bytes(source: Source) -> bool:
     """Whether a source is on disk, so that it can be read without torch."""
     return isinstance(source, Checkpoint | Excerpt)
+
+
+def hold_same(source: Source, first: str, second: str) -> bool:
+    """Whether two tensors hold the same, read a piece at a time up to the first difference; a file's without torch."""
+    spec = source.specs[first]
+    if spec != source.specs[second]:
+        return False
+    pieces = [(start, min(start + PIECE, spec.numel)) for start in range(0, spec.numel, PIECE)]
+    if has_bytes(source):
+        stored: Any = source
+        return all((stored.read_bytes(first, *run) == stored.read_bytes(second, *run)).all() for run in pieces)
+    import torch
+
+    pairs = ((source.read(first, *run), source.read(second, *run)) for run in pieces)
+    return all(torch.equal(one, other.to(one.device)) for one, other in pairs)
 
 
 class Memory:

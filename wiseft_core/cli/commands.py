@@ -106,7 +106,8 @@ def plan(
 ) -> int:
     """Say what would be done, from headers alone.
 
-    What goes where, by which rule, how many bytes; or everything that does not fit.
+    What goes where, by which rule, how many bytes; or everything that does not fit. A stored head that the adapter
+    touches and config.json may tie is compared with its embedding.
     """
     from wiseft_core.planning import plan as plan_of
 
