@@ -10,6 +10,7 @@ from wiseft_core.errors import ConfigError, ShapeMismatch, TiedEmbeddings, Unsup
 E, H = "model.embed_tokens.weight", "lm_head.weight"
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "vocab_size": 9}
 BASE = {E: (9, 4), "model.layers.0.q.weight": (4, 4)}
+EMBEDDING = {"lora_embedding_A": (2, 9), "lora_embedding_B": (4, 2)}
 EMBEDDED = {f"{P}model.embed_tokens.lora_embedding_A": (2, 9), f"{P}model.embed_tokens.lora_embedding_B": (4, 2)}
 HEADED = lora("lm_head", 9, 4)
 COPY = {f"{P}model.embed_tokens.base_layer.weight": (9, 4)}
@@ -111,6 +112,57 @@ def test_a_head_has_one_name_though_disk_and_memory_call_it_otherwise():
     live = {embedding: (9, 4), H: (9, 4)}
     plan = plan_of(live, HEADED, base_config=config, shared=(frozenset(live),))
     assert list(plan.outputs) == list(live) and plan.untied == (H,) and plan.config == {"tie_word_embeddings": False}
+
+
+LLAVA_E, LLAVA_H = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+LLAVA = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+
+
+@pytest.mark.parametrize(("top", "text"), [(False, True), (None, False), (True, None), (False, False), (None, None)])
+@pytest.mark.parametrize("config", [LLAVA, LLAVA | {"model_type": "gemma3"}], ids=["llava", "gemma3"])
+def test_a_head_that_is_stored_nowhere_is_tied(config, top, text):
+    """Whatever the flags say, of the model or of the text model inside: transformers would have nothing to load."""
+    if config["model_type"] == "gemma3":
+        config = config | {"architectures": ["Gemma3ForConditionalGeneration"]}
+    said = {} if top is None else {"tie_word_embeddings": top}
+    inner = {} if text is None else {"tie_word_embeddings": text}
+    adapter = {f"{P}model.language_model.embed_tokens.{role}": shape for role, shape in EMBEDDING.items()}
+    plan = plan_of({LLAVA_E: (9, 4)}, adapter, base_config=config | said | {"text_config": inner})
+    assert list(plan.bindings) == [LLAVA_E] and plan.sources == {LLAVA_H: LLAVA_E}
+    assert plan.config == {"tie_word_embeddings": False} | ({"text_config.tie_word_embeddings": False} if inner else {})
+
+
+def test_a_head_under_an_older_name_is_stored():
+    """A base of old names, of a config that unties them: the head is no alias of the embedding."""
+    base = {"language_model.model.embed_tokens.weight": (9, 4), "lm_head.weight": (9, 4)}
+    untied = LLAVA | {"tie_word_embeddings": False}
+    plan = plan_of(base, lora("lm_head", 9, 4), base_config=untied)
+    assert list(plan.bindings) == ["lm_head.weight"] and not plan.sources and not plan.config
+
+
+DECODERS = {
+    "trocr": ("model.decoder.embed_tokens.weight", "output_projection.weight"),
+    "gpt2": ("transformer.wte.weight", "lm_head.weight"),
+    "mbart": ("model.decoder.embed_tokens.weight", "lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_ties_what_its_type_ties(kind):
+    """An encoder with any decoder: the flag at the top is false there, the decoder's is true; both are undone."""
+    embedding, head = (f"decoder.{name}" for name in DECODERS[kind])
+    config = {
+        "model_type": "vision-encoder-decoder",
+        "architectures": ["VisionEncoderDecoderModel"],
+        "tie_word_embeddings": False,
+        "encoder": {"model_type": "vit"},
+        "decoder": {"model_type": kind, "tie_word_embeddings": True},
+    }
+    module = embedding.removesuffix(".weight")
+    adapter = {f"{P}{module}.{role}": shape for role, shape in EMBEDDING.items()}
+    plan = plan_of({embedding: (9, 4)}, adapter, base_config=config)
+    assert list(plan.bindings) == [embedding] and plan.sources == {head: embedding}
+    assert plan.config == {"tie_word_embeddings": False, "decoder.tie_word_embeddings": False}
 
 
 def test_a_head_whose_name_is_not_known_is_refused():

@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from wiseft_core.guards import EMBEDDINGS, HEADS, tie_flag
-from wiseft_core.naming.table import tied_of
+from wiseft_core.guards import EMBEDDINGS, HEADS, is_untied, tie_flag
+from wiseft_core.naming.renames import links
+from wiseft_core.naming.table import Tie, rules_of, tied_of
 from wiseft_core.types import TensorSpec
 
 Tied = Literal["untie", "share"]
@@ -62,11 +63,11 @@ def bonds_of(
     """
     groups = [[name for name in base if name in group] for group in shared]
     flag = tie_flag(config)
-    pairs = [] if flag is False else list(_told(base, config))
+    pairs = list(_told(base, config))
     if not pairs and tied == "share" and flag is not False:
         known = set(itertools.chain(*groups))
-        embeddings = [name for name in base if _is_of(name, EMBEDDINGS) and name not in known]
-        heads = sorted(name for name in brought if _is_of(name, HEADS) and name not in base)
+        embeddings = [name for name in base if is_of(name, EMBEDDINGS) and name not in known]
+        heads = sorted(name for name in brought if is_of(name, HEADS) and name not in base)
         pairs = [(embeddings[0], head) for head in heads] if len(embeddings) == 1 else []
     more = [pair for pair in pairs if not any({*pair} <= {*group} for group in groups)]
     for pair in more:
@@ -116,12 +117,31 @@ def agreed(bonds: Iterable[Bond], touched: Collection[str], agree: Agree) -> tup
     )
 
 
-def _told(base: Collection[str], config: Mapping[str, object] | None) -> Iterator[tuple[str, str]]:
-    """What config.json ties, by the names that the base has: those on disk where both would do."""
+def _told(base: Mapping[str, TensorSpec], config: Mapping[str, object] | None) -> Iterator[tuple[str, str]]:
+    """What config.json ties, by the names that the base has: those on disk where both would do.
+
+    A head that is stored nowhere is tied whatever is told: else it would be random. Flags are wrong there in models of
+    several configs.
+    """
     for tie in tied_of(config):
-        spelled = ((tie.source_on_disk, tie.head_on_disk), (tie.source, tie.head))
-        mine = [pair for pair in spelled if pair[0] in base]
-        yield from sorted(mine, key=lambda pair: pair[1] not in base)[:1]
+        source = next((name for name in (tie.source_on_disk, tie.source) if name in base), "")
+        if not source:
+            continue
+        head = _stored_head(tie, source, base, config)
+        is_lost = not head and not is_of(tie.head, EMBEDDINGS)
+        if is_lost or not is_untied(config):
+            yield source, head or (tie.head_on_disk if source == tie.source_on_disk else tie.head)
+
+
+def _stored_head(tie: Tie, source: str, base: Mapping[str, TensorSpec], config: Mapping[str, object] | None) -> str:
+    """The name, of today or of old, under which a base has the head of a tie; "" for none."""
+    for name in (tie.head_on_disk, tie.head):
+        if name in base:
+            return name
+    rules = rules_of(config)
+    alike = [name for name, spec in base.items() if spec == base[source] and name != source]
+    heads = (name for name in alike if rules and any(link.parameter == tie.head for link in links(name, rules)))
+    return next(heads, "")
 
 
 def _is_pair(names: Iterable[str]) -> bool:
@@ -130,7 +150,7 @@ def _is_pair(names: Iterable[str]) -> bool:
     return len(modules) > 1 and not modules.isdisjoint(EMBEDDINGS | HEADS)
 
 
-def _is_of(name: str, modules: Collection[str]) -> bool:
+def is_of(name: str, modules: Collection[str]) -> bool:
     """Whether a name is of the weight of a module that is called so."""
     *_, module, parameter = ["", *name.split(".")]
     return module in modules and parameter == "weight"

@@ -24,6 +24,7 @@ HEADS: Final = frozenset({"lm_head", "embed_out", "output", "output_projection",
 """Module names that language models give their output head."""
 HEAD_CLASSES: Final = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
 """Ends of the class names whose models have an output head over the vocabulary."""
+FLAG: Final = "tie_word_embeddings"
 
 
 def quantized(touched: Collection[str], specs: Mapping[str, TensorSpec], config: Mapping[str, object] | None) -> None:
@@ -84,10 +85,23 @@ def tie_flag(config: Mapping[str, object] | None) -> bool | None:
         return None
     text = config.get("text_config")
     for place in (config, text if isinstance(text, Mapping) else {}):
-        flag = place.get("tie_word_embeddings")
+        flag = place.get(FLAG)
         if isinstance(flag, bool):
             return flag
     return None
+
+
+def is_untied(config: Mapping[str, object] | None) -> bool:
+    """Whether a base's config unties its embedding, and none of the configs inside ties it again."""
+    return (config or {}).get(FLAG) is False and not any(inner.get(FLAG) for _, inner in inside(config))
+
+
+def inside(config: Mapping[str, object] | None, path: str = "") -> Iterator[tuple[str, Mapping[str, object]]]:
+    """The configs of the models inside a model, each with its dotted path and a dot."""
+    for key, inner in (config or {}).items():
+        if isinstance(inner, Mapping):
+            yield f"{path}{key}.", inner
+            yield from inside(inner, f"{path}{key}.")
 
 
 def _why_tied(base: Mapping[str, TensorSpec], config: Mapping[str, object] | None) -> str:

@@ -11,17 +11,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from wiseft_core.bonds import Bond, Tied
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, Unsupported, listed
-from wiseft_core.guards import may_be_tied, tied_refusal
+from wiseft_core.guards import FLAG, inside, may_be_tied, tied_refusal
 from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
-
-FLAG: Final = "tie_word_embeddings"
 
 
 class Settled(NamedTuple):
@@ -205,9 +203,7 @@ def edits(config: Mapping[str, object] | None) -> dict[str, object]:
     """What changes in config.json where a tie is undone."""
     if config is None:
         return {}
-    text = config.get("text_config")
-    inner = {f"text_config.{FLAG}": False} if isinstance(text, Mapping) and FLAG in text else {}
-    return {FLAG: False, **inner}
+    return {FLAG: False, **{f"{path}{FLAG}": False for path, inner in inside(config) if FLAG in inner}}
 
 
 def check(

@@ -16,6 +16,10 @@ from wiseft_core.naming.renames import How, Rule, Rules
 
 TOWERS: Final = ("vision_config", "audio_config")
 """The configs of models inside a model that are always bare models."""
+PAIRS: Final = ("encoder-decoder", "vision-encoder-decoder", "speech-encoder-decoder")
+"""Model types that are any encoder with any decoder."""
+CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "GenerationDecoder")
+"""Ends of the class names of causal language models, of which a type has one."""
 
 
 class Tie(NamedTuple):
@@ -94,7 +98,19 @@ def tied_of(base_config: Mapping[str, Any] | None) -> tuple[Tie, ...]:
         base_config: The base's config.json.
     """
     found = architecture_of(base_config)
-    return () if found is None else found.ties
+    return _decoder_ties(base_config) or (() if found is None else found.ties)
+
+
+def _decoder_ties(base_config: Mapping[str, Any] | None) -> tuple[Tie, ...]:
+    """What is tied in the decoder of an encoder with any decoder: it is that type's causal language model."""
+    said, inner = base_config or {}, (base_config or {}).get("decoder")
+    if said.get("model_type") not in PAIRS or not isinstance(inner, Mapping):
+        return ()
+    model_type = inner.get("model_type")
+    known = _table()["types"].get(model_type, {"classes": {}}) if isinstance(model_type, str) else {"classes": {}}
+    causal = [name for name in known["classes"] if name.endswith(CAUSAL)]
+    found = architecture_of({**inner, "architectures": causal[:1]}) if causal else None
+    return () if found is None else tuple(Tie(*(f"decoder.{name}" for name in tie)) for tie in found.ties)
 
 
 def transposed_experts(base_config: Mapping[str, Any] | None) -> bool | None:
