@@ -165,6 +165,39 @@ def test_a_decoder_ties_what_its_type_ties(kind):
     assert plan.config == {"tie_word_embeddings": False, "decoder.tie_word_embeddings": False}
 
 
+BERT_E, BERT_H = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+BERT_B = ("cls.predictions.bias", "cls.predictions.decoder.bias")
+BERT = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 9}
+SAVED_HEAD = {f"{P}cls.predictions.decoder.weight": (9, 4), f"{P}cls.predictions.decoder.bias": (9,)}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "config", "expected"),
+    [
+        (lora("cls.predictions.decoder", 9, 4), {}, [BERT_H]),
+        ({f"{P}bert.embeddings.word_embeddings.{role}": shape for role, shape in EMBEDDING.items()}, {}, [BERT_E]),
+        (SAVED_HEAD, {"modules_to_save": ["decoder"]}, [BERT_H, BERT_B[1]]),
+        (SAVED_HEAD | {f"{P}{BERT_B[0]}": (9,)}, {"modules_to_save": ["cls"]}, [*BERT_B, BERT_H]),
+    ],
+)
+def test_weight_and_bias_are_two_ties(adapter, config, expected):
+    """BERT ties the head's weight to the embedding, and its bias to another one: the one flag unties both."""
+    base = {BERT_E: (9, 4), BERT_B[0]: (9,)}
+    plan = plan_of(base, adapter, {"lora_alpha": 4, **config}, base_config=BERT)
+    assert sorted(plan.bindings) == sorted(expected)
+    assert plan.sources == {BERT_H: BERT_E, BERT_B[1]: BERT_B[0]}
+    assert plan.config == {"tie_word_embeddings": False}
+    assert plan.outputs.keys() == {BERT_E, BERT_H, *BERT_B}
+
+
+def test_old_and_new_name_of_a_head_are_one():
+    """GPT-NeoX calls its head `embed_out` on disk and `lm_head` in memory."""
+    config = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "tie_word_embeddings": True}
+    adapter = {f"{P}gpt_neox.embed_in.{role}": shape for role, shape in EMBEDDING.items()}
+    plan = plan_of({"gpt_neox.embed_in.weight": (9, 4)}, adapter, base_config=config)
+    assert plan.sources == {"embed_out.weight": "gpt_neox.embed_in.weight"}
+
+
 def test_a_head_whose_name_is_not_known_is_refused():
     """An architecture that the table does not know: refused, and `share` needs no name."""
     config = {"model_type": "mine", "architectures": ["MineForCausalLM"]}

@@ -28,17 +28,17 @@ class Bond(NamedTuple):
         source: The name that the base has.
         other: The one that is the same tensor; the base has it too, or it is added as an alias.
         alias: Whether it was added.
-        lone: Whether these two are all that is tied.
         flagged: Whether they are an embedding and its head, which config.json ties and unties.
         stored: Whether the base has each with bytes of its own: they are one tensor only if these agree.
+        model: What the names of its model begin with.
     """
 
     source: str
     other: str
     alias: bool
-    lone: bool = True
     flagged: bool = True
     stored: bool = False
+    model: str = ""
 
 
 def bonds_of(
@@ -93,13 +93,12 @@ def _bonds(
     pairs: Sequence[tuple[str, str]],
     more: Sequence[tuple[str, str]],
 ) -> Iterator[Bond]:
-    """The bonds of names that are one tensor; the config's flag unties all of `pairs`, of which memory lacks `more`."""
-    said = any({*pair} <= {*names} for pair in pairs)
-    lone = len(names) == 2 and not (said and any(not {*pair} <= {*names} for pair in more))
+    """The bonds of names that are one tensor: by `pairs` of the config, of which memory lacks `more`."""
+    flagged = any({*pair} <= {*names} for pair in pairs) or _is_pair(names)
     source, *others = names
     for other in others:
         apart = any(other in pair for pair in more)
-        yield Bond(source, other, other not in base, lone, said or _is_pair(names), stored=apart and other in base)
+        yield Bond(source, other, other not in base, flagged, stored=apart and other in base)
 
 
 def agreed(bonds: Iterable[Bond], touched: Collection[str], agree: Agree) -> tuple[Bond, ...]:

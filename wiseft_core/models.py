@@ -135,7 +135,10 @@ def all_bonds(
     for model in models.all:
         live, named = shared if models.only else (), model.own(dict.fromkeys(brought))
         bonds = bonds_of(model.own(base), model.config, live, named, tied, complete=complete)
-        found += [bond._replace(source=model.prefix + bond.source, other=model.prefix + bond.other) for bond in bonds]
+        found += [
+            bond._replace(source=model.prefix + bond.source, other=model.prefix + bond.other, model=model.prefix)
+            for bond in bonds
+        ]
     return tuple(found)
 
 
@@ -172,7 +175,7 @@ def all_edits(
         resized = {name: own[name].shape for name in model.own(bindings) if own[name].shape != before[name].shape}
         check_class(resized, config.trained_class if config is not None else None, model.config)
         changes = edits(resized, own, before, model.config)
-        if any(bond.flagged and models.of(bond.other) == model for bond in untied):
+        if any(bond.flagged and bond.model == model.prefix for bond in untied):
             changes |= ties.edits(model.config)
         found |= {model.prefix + path: value for path, value in changes.items()}
     return found

@@ -70,7 +70,9 @@ def settle(
         group = [bond for bond in bonds if bond.source == source]
         is_apart = any(bond.other in apart for bond in group)
         settled = _settled(settled, group, config, tied, apart=is_apart, twins=twins)
-    return settled
+    off = {bond.model for bond in settled.untied if bond.flagged}
+    lost = {bond.other for bond in bonds if bond.alias and bond.flagged and bond.model in off} - {*settled.kept}
+    return settle(bonds, placed, config, tied, apart={*apart, *lost}, twins=twins) if lost else settled
 
 
 def _settled(
@@ -99,7 +101,7 @@ def _settled(
             alike={**before.alike, **dict.fromkeys(names[1:], names[0])},
             notes=(*before.notes, f"{' and '.join(names)} are one tensor, and stay one"),
         )
-    if not group[0].lone:
+    if len(group) > 1:
         if twins is None or alike is not None or absent or not all(mine.values()):
             raise _many(group)
         note = f"{' and '.join(names)} were one tensor: each is written as it was tuned, and {FLAG} is as it was"
@@ -184,7 +186,8 @@ def _with_copy(
     saved = () if config is None else config.modules_to_save
     for one in others:
         key = one.site.factors.get("value")
-        if key is not None and not any(one.site.module.endswith(entry) for entry in saved):
+        modules = itertools.accumulate(one.site.module.split("."), "{}.{}".format)
+        if key is not None and not any(module.endswith(entry) for module in modules for entry in saved):
             copy = Site(one.site.module, one.site.parameter, {"value": key})
             mine = [
                 each._replace(site=replace(each.site, factors={"value": key, **each.site.factors})) for each in own[:1]
