@@ -163,6 +163,31 @@ def test_a_decoder_ties_what_its_type_ties(kind):
     plan = plan_of({embedding: (9, 4)}, adapter, base_config=config)
     assert list(plan.bindings) == [embedding] and plan.sources == {head: embedding}
     assert plan.config == {"tie_word_embeddings": False, "decoder.tie_word_embeddings": False}
+    tokens = {f"{P}{module}.token_adapter.trainable_tokens_delta": (1, 4)}
+    plan = plan_of({embedding: (9, 4)}, tokens, {"trainable_token_indices": {module: [2]}}, base_config=config)
+    assert list(plan.bindings) == [embedding] and plan.sources == {head: embedding}  # PEFT asks the flag at the top
+
+
+ROWS = {f"{P}model.embed_tokens.token_adapter.trainable_tokens_delta": (1, 4)}
+INDICES = {"lora_alpha": 4, "trainable_token_indices": {"embed_tokens": [2]}}
+
+
+def test_token_rows_of_a_tied_head():
+    """Rows of the embedding are the head's too, so another change of the head cannot be made alone; not the reverse."""
+    with pytest.raises(Unsupported, match="token rows together"):
+        plan_of(BASE, ROWS | HEADED, INDICES, base_config=LLAMA)
+    rows = {f"{P}lm_head.token_adapter.trainable_tokens_delta": (1, 4)}
+    plan = plan_of(BASE, rows, {"trainable_token_indices": {"lm_head": [2]}}, base_config=LLAMA)
+    assert steps(plan) == {H: ["tokens"]} and plan.sources == {H: E}
+
+
+@pytest.mark.parametrize(("flag", "expected"), [(True, [E, H]), (None, [E]), (False, [E])])
+def test_token_rows_where_a_head_differs_from_its_embedding(flag, expected):
+    """PEFT asks the flag alone: where it is true, rows are trained at both, which stay two tensors."""
+    config = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
+    config |= {} if flag is None else {"tie_word_embeddings": flag}
+    plan = plan_of(BASE | {H: (9, 4)}, ROWS, INDICES, base_config=config, agree=lambda first, second: False)
+    assert list(plan.bindings) == expected and not plan.alike and not plan.config
 
 
 BERT_E, BERT_H = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"

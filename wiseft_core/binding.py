@@ -27,7 +27,7 @@ from wiseft_core.ruled import Placed, Placement
 from wiseft_core.scene import Scene
 from wiseft_core.sites import collect, copies
 from wiseft_core.steps import at, steps_of
-from wiseft_core.ties import as_tied, check, settle
+from wiseft_core.ties import as_tied, check, follow, settle
 from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_resized
 
@@ -84,7 +84,8 @@ def bind(
     found, same = _counters(placed.placed, specs, adapter)
     held = agreed(bonds, {*apart, *(one.name for one in found)}, agree or (lambda one, other: base[one] == base[other]))
     WiseftError.raise_all([*_new_problems(placed.new, adapter), *(_uncovered(base, placed, held) if complete else [])])
-    settled = settle(held, found, config, as_tied(tied), apart=apart, twins=twins if complete else None)
+    told = [bond for bond in bonds if guards.tie_flag(models.of(bond.source).config) and bond not in held]
+    settled = settle(held, follow(found, told), config, as_tied(tied), apart=apart, twins=twins if complete else None)
     touched = dict.fromkeys(landing.name for one in settled.placed for landing in one.landed.landings)
     if not complete:
         _check_ties([*touched, *placed.new], bonds, models, specs, as_tied(tied))

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from wiseft_core.guards import EMBEDDINGS, HEADS, is_untied, tie_flag
+from wiseft_core.guards import EMBEDDINGS, HEADS, is_untied, rows_follow, tie_flag
 from wiseft_core.naming.renames import links
 from wiseft_core.naming.table import Tie, rules_of, tied_of
 from wiseft_core.types import TensorSpec
@@ -30,6 +30,7 @@ class Bond(NamedTuple):
         alias: Whether it was added.
         flagged: Whether they are an embedding and its head, which config.json ties and unties.
         stored: Whether the base has each with bytes of its own: they are one tensor only if these agree.
+        follows: Whether token rows trained at an embedding are those of its head too.
         model: What the names of its model begin with.
     """
 
@@ -38,6 +39,7 @@ class Bond(NamedTuple):
     alias: bool
     flagged: bool = True
     stored: bool = False
+    follows: bool = True
     model: str = ""
 
 
@@ -76,7 +78,8 @@ def bonds_of(
         met = [group for group in groups if not {*pair}.isdisjoint(group)]
         groups = [group for group in groups if group not in met]
         groups.append(list(dict.fromkeys([*itertools.chain(*met), *pair])))
-    return tuple(bond for group in groups for bond in _bonds(group, base, pairs, more))
+    found = [bond for group in groups for bond in _bonds(group, base, pairs, more)]
+    return tuple(bond._replace(follows=rows_follow(config)) for bond in found)
 
 
 def joined_names(bonds: Iterable[Bond]) -> list[frozenset[str]]:

@@ -96,6 +96,12 @@ def is_untied(config: Mapping[str, object] | None) -> bool:
     return (config or {}).get(FLAG) is False and not any(inner.get(FLAG) for _, inner in inside(config))
 
 
+def rows_follow(config: Mapping[str, object] | None) -> bool:
+    """Whether PEFT trains token rows of an embedding at its head too: it asks the flag at the top, or the text's."""
+    text = (config or {}).get("text_config")
+    return (config or {}).get(FLAG) is not False or (isinstance(text, Mapping) and text.get(FLAG) is True)
+
+
 def inside(config: Mapping[str, object] | None, path: str = "") -> Iterator[tuple[str, Mapping[str, object]]]:
     """The configs of the models inside a model, each with its dotted path and a dot."""
     for key, inner in (config or {}).items():

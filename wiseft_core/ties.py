@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
-from wiseft_core.bonds import Bond, Tied
+from wiseft_core.bonds import Bond, Tied, is_of
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, Unsupported, listed
-from wiseft_core.guards import FLAG, inside, may_be_tied, tied_refusal
+from wiseft_core.guards import EMBEDDINGS, FLAG, inside, may_be_tied, tied_refusal
 from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site
 from wiseft_core.types import TensorSpec
@@ -89,7 +89,7 @@ def _settled(
     mine = {name: [one for one in before.placed if one.name == name] for name in names}
     rest = [one for one in before.placed if one.name not in mine]
     changed = [those for those in mine.values() if those]
-    alike, copies = _alike(changed, config) if twins is None else _stored_alike(changed, twins)
+    alike, copies = _alike(changed, config, heads=_heads(group)) if twins is None else _stored_alike(changed, twins)
     absent = {bond.other for bond in group if bond.alias}
     if tied == "share" or (alike is not None and not apart):
         both = alike if alike is not None else _added(changed)
@@ -117,18 +117,29 @@ def _settled(
         return before._replace(placed=(*rest, *(_at(one, name) for name in names for one in alike)))
     first, second = mine.values()
     first, second = _with_copy(first, second, bond.source, config), _with_copy(second, first, bond.other, config)
+    second = _with_rows(second, first, bond.other) if bond.follows else second
     then = f"{FLAG} is false" if bond.flagged else "a model that shares them loads but one"
     note = f"{bond.source} and {bond.other} were one tensor: both are written, and {then}"
     return before._replace(placed=(*rest, *first, *second), notes=(*before.notes, note))
 
 
+def _heads(group: Sequence[Bond]) -> set[str]:
+    """The names whose token rows, where PEFT trains them there, are not those of the others: it asks the embedding."""
+    apart = {name for bond in group if not bond.follows for name in bond[:2]}
+    return {bond.other for bond in group if not is_of(bond.other, EMBEDDINGS)} | apart
+
+
 def _alike(
-    changed: Sequence[Sequence[Placed]], config: AdapterConfig | None
+    changed: Sequence[Sequence[Placed]], config: AdapterConfig | None, *, heads: Collection[str]
 ) -> tuple[list[Placed] | None, dict[str, str]]:
-    """The changes that all names have, where they are changed alike, and the keys that repeat them; None where not."""
+    """The changes that all names have, where they are changed alike, and the keys that repeat them; None where not.
+
+    Token rows are those of all, but for rows that one of `heads` alone has.
+    """
     first, *others = [*changed] or [[]]
     mine = first[0].site.factors if first else {}
-    if "rows" in mine and all(one.site.factors.keys() == mine.keys() for those in changed for one in those):
+    same = all(one.site.factors.keys() == mine.keys() for those in changed for one in those)
+    if "rows" in mine and same and not (first[0].name in heads and not others):
         return [*first], {key: mine[role] for other in others for role, key in other[0].site.factors.items()}
     biases = all(one.site.parameter == "bias" for those in changed for one in those)
     if config is None or not (config.ensure_weight_tying or (config.bias == "all" and biases)):
@@ -194,6 +205,32 @@ def _with_copy(
             ]
             return [*mine, *own[1:]] if own else [_at(one._replace(site=copy), name)]
     return list(own)
+
+
+def _with_rows(own: Sequence[Placed], others: Sequence[Placed], name: str) -> list[Placed]:
+    """The changes at a head, upon the token rows of its embedding."""
+    rows = [one for one in others if "rows" in one.site.factors]
+    if not rows or any("rows" in one.site.factors for one in own):
+        return list(own)
+    key = {"rows": rows[0].site.factors["rows"]}
+    mine = [one._replace(site=replace(one.site, factors={**key, **one.site.factors})) for one in own[:1]]
+    return [*mine, *own[1:]] if own else [_at(rows[0], name)]
+
+
+def follow(placed: Sequence[Placed], bonds: Iterable[Bond]) -> list[Placed]:
+    """The places, with the token rows of embeddings at their heads too.
+
+    PEFT asks config.json alone whether a head follows its embedding, so it trains the rows of both though they differ.
+
+    Args:
+        placed: Where the sites land.
+        bonds: What config.json ties.
+    """
+    found = list(placed)
+    for bond in bonds:
+        first, second = ([one for one in found if one.name == name] for name in (bond.source, bond.other))
+        found = [one for one in found if one.name != bond.other] + _with_rows(second, first, bond.other)
+    return found
 
 
 def _at(one: Placed, name: str) -> Placed:
