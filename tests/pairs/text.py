@@ -120,6 +120,7 @@ KIN = [
     Pair("falcon", "falcon", lora("query_key_value", "dense")),
 ]
 ENCODERS = [
+    Pair("bert_save_embedding", "bert_mlm", lora("query", modules_to_save=["word_embeddings"])),
     Pair(
         "bert_seqcls_legacy",
         "bert_mlm",

@@ -128,6 +128,7 @@ TABLE = [
     Pair("colpali", "colpali", lora("q_proj", "fc1", "embedding_proj_layer"), legal=RULED),
     Pair("colqwen2", "colqwen2", lora("o_proj", "qkv", "embedding_proj_layer")),
     Pair("vision_encoder_decoder", "vision_encoder_decoder", lora("q_proj", "c_attn", "c_proj", fan_in_fan_out=True)),
+    Pair("decoder_save_head", "vision_encoder_decoder", lora("q_proj", modules_to_save=["lm_head"])),
     Pair(
         "siglip_classifier",
         "siglip",
