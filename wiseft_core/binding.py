@@ -91,17 +91,7 @@ def bind(
         _check_ties([*touched, *placed.new], bonds, models, specs, as_tied(tied))
     for one in models.all:
         guards.quantized(sorted(one.own(touched)), one.own(specs), one.config)
-    orientations = {one.prefix: Orientation.of(found, adapter, config, one.config) for one in models.all}
-    scene = Scene(
-        adapter,
-        config,
-        lambda name: orientations[models.of(name).prefix],
-        _ranks(found, adapter),
-        families,
-        specs,
-        frozenset(one.name for one in found if "value" in one.site.factors),
-        frozenset(name for bond in settled.untied for name in (bond.source, bond.other)),
-    )
+    scene = _scene(found, settled.untied, adapter, config, models, families, specs)
     bindings = _bindings([part for one in settled.placed for part in by_source(one, scene)], scene)
     if not complete:
         check_promises(config, sites, found, specs, bonds)
@@ -123,6 +113,29 @@ def bind(
         rule=placed.rule,
         untied=tuple(bond.other for bond in settled.untied),
         notes=tuple(_notes(bindings, placed, settled.notes, families)),
+    )
+
+
+def _scene(
+    found: Sequence[Placed],
+    untied: Iterable[Bond],
+    adapter: Mapping[str, TensorSpec],
+    config: AdapterConfig | None,
+    models: Models,
+    families: Mapping[str, Family],
+    base: Mapping[str, TensorSpec],
+) -> Scene:
+    """What the steps of all places are decided from."""
+    orientations = {one.prefix: Orientation.of(found, adapter, config, one.config) for one in models.all}
+    return Scene(
+        adapter,
+        config,
+        lambda name: orientations[models.of(name).prefix],
+        _ranks(found, adapter),
+        families,
+        base,
+        frozenset(one.name for one in found if "value" in one.site.factors),
+        frozenset(name for bond in untied for name in (bond.source, bond.other)),
     )
 
 

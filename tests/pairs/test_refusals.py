@@ -14,7 +14,7 @@ from pairs.pair import Pair, State
 from pairs.table import PAIRS, ready
 from safetensors.torch import load_file
 
-from wiseft_core import WiseftError, interpolate, save_checkpoint
+from wiseft_core import WiseftError, interpolate, open_checkpoint, save_checkpoint
 
 EVERY = ready()
 
@@ -37,7 +37,7 @@ def refusal(base: Path, adapter: State, config: dict[str, Any], out: Path, tied:
 def is_same(base: Path, adapter: State, config: dict[str, Any], out: Path, pair: Pair) -> bool:
     """Whether what was written is what the adapter gives that was not changed."""
     right = interpolate(base, adapter, 1.0, config=config, tied=pair.tied)
-    written = interpolate(out, {}, 0.0, config={})
+    written = dict(open_checkpoint(out).items())
     return right.keys() == written.keys() and all(torch.equal(right[name], written[name]) for name in right)
 
 
