@@ -135,3 +135,14 @@ def test_same_is_the_same_dtype_shape_and_values(other):
     """Of tensors in memory, whatever their strides."""
     memory = Memory({"a": torch.zeros(3, 7).T, "b": other})
     assert hold_same(memory, "a", "b") == (other.shape == (7, 3) and other.dtype == torch.float32)
+
+
+def test_a_base_as_its_own_tuned_model_is_noted(tmp_path):
+    """Given twice, also through a link, it changes nothing; a copy of it is another checkpoint."""
+    for name in ("base", "copy"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.ones(2, 2)}, tmp_path / name / "model.safetensors")
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    notes = [bool(plan(tmp_path / "base", tmp_path / other).notes) for other in ("base", "link", "copy")]
+    assert notes == [True, True, False]
+    assert "nothing changes" in interpolate(tmp_path / "base", tmp_path / "link", 0.5).plan.notes[0]

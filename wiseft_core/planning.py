@@ -5,6 +5,7 @@ Verb floor; torch is not imported for paths and checkpoints.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -91,7 +92,7 @@ def bind_sources(
         components=_configs(source, base_config),
         families=families,
     )
-    return replace(found, notes=(*found.notes, *_doubts(source, tuned.config, base_config)))
+    return replace(found, notes=(*found.notes, *_doubts(source, tuned, base_config)))
 
 
 def _twins(tuned: Source) -> list[frozenset[str]]:
@@ -102,8 +103,11 @@ def _twins(tuned: Source) -> list[frozenset[str]]:
     return joined_names(all_bonds(tuned.specs, models, (), (), "untie", complete=True))
 
 
-def _doubts(source: Source, config: AdapterConfig | None, base_config: Config) -> Iterator[str]:
-    """What speaks against this base: the adapter names another one, or another class of model."""
+def _doubts(source: Source, tuned: Tuned, base_config: Config) -> Iterator[str]:
+    """What speaks against this base: it is the tuned one, or the adapter names another one, or another model class."""
+    if (files := _inodes(source)) and files == _inodes(tuned.source):
+        yield "base and tuned model are the same files: nothing changes at any alpha"
+    config = tuned.config
     if config is None:
         return
     here = named(source.path) if isinstance(source, Checkpoint) else ""
@@ -114,6 +118,13 @@ def _doubts(source: Source, config: AdapterConfig | None, base_config: Config) -
     classes, trained = (read or {}).get("architectures"), config.trained_class
     if isinstance(classes, list) and classes and isinstance(trained, str) and stem(str(classes[0])) != stem(trained):
         yield f"the adapter says that it was trained on a {show(trained)}; this base is a {show(classes[0])}"
+
+
+def _inodes(source: Source) -> set[tuple[int, int]]:
+    """What tells the files of a checkpoint from those of another; nothing for what is in memory."""
+    files = source.files if isinstance(source, Checkpoint) else ()
+    seen = (os.fstat(file.descriptor) for file in files)
+    return {(one.st_dev, one.st_ino) for one in seen}
 
 
 def named(path: Path) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 from wiseft_core import dtypes
 from wiseft_core.blending import Term, tile_values
 from wiseft_core.config_fields import option_readers
-from wiseft_core.errors import BadAlpha, ConfigError, ConfigNeeded, DtypeMismatch, ShapeMismatch, listed
-from wiseft_core.families import FAMILIES, MODULES, Change, Family, Hyper, Options
+from wiseft_core.errors import BadAlpha, ConfigError, ConfigNeeded, ShapeMismatch, listed
+from wiseft_core.families import FAMILIES, MODULES, Family, Hyper, Options
 from wiseft_core.guards import quantized
 from wiseft_core.interpolation import check_numbers
 from wiseft_core.kits import Numbers
@@ -25,9 +25,9 @@ from wiseft_core.methods import Fit, fits, with_roles
 from wiseft_core.schedules import check_alpha
 from wiseft_core.sources import Memory
 from wiseft_core.spans import Span
-from wiseft_core.steps import INTEGERS
+from wiseft_core.steps import check_dtypes
 from wiseft_core.tiles import Step, factor_matrix, grid, measured
-from wiseft_core.types import TensorSpec, parse_dtype
+from wiseft_core.types import parse_dtype
 
 T = TypeVar("T")
 
@@ -90,7 +90,8 @@ def interpolate_tensor(
     quantized(["weight"], memory.specs, None)
     shape = tuple(stored.shape)
     _, change, _, sizes = _fit(record, parameter, place, tensors, shape, said)
-    _check_factors(change, {role: memory.specs[f"factor {role}"] for role in tensors})
+    names = {role: f"factor {role}" for role in tensors}
+    check_dtypes({role: memory.specs[name] for role, name in names.items()}, names, change.integers)
     asked = parse_dtype(output_dtype)
     output = stored.dtype if asked is None else dtypes.TORCH_DTYPES[asked]
     numbers = Numbers(compute, output, overflow, stored.device)
@@ -162,18 +163,6 @@ class _Said(dict[str, object]):
             got=f"no {name}",
             hint=f'give options={{"{name}": ...}}, the value used in training: {name} is never guessed',
         )
-
-
-def _check_factors(change: Change, specs: Mapping[str, TensorSpec]) -> None:
-    """Refuse factors of a dtype that the family does not compute with."""
-    for role, spec in specs.items():
-        if not spec.is_float and not (role in change.integers and spec.dtype in INTEGERS):
-            raise DtypeMismatch(
-                f"factor {role} — not a float tensor",
-                expected="factors of a float dtype",
-                got=f"{spec}",
-                hint="quantised adapters are not supported: give the factors in bf16, fp16 or fp32",
-            )
 
 
 def _fit(

@@ -5,7 +5,7 @@ Joint floor: specs and configs only. Here the shapes of all factors are checked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from wiseft_core.config import AdapterConfig
@@ -25,6 +25,7 @@ from wiseft_core.methods import START, beside, fits, with_roles
 from wiseft_core.plans import StepSpec
 from wiseft_core.ruled import Placed
 from wiseft_core.scene import Scene
+from wiseft_core.types import TensorSpec
 from wiseft_core.vocabulary import is_of_vocabulary
 
 INTEGERS = ("U8", "I16", "I32", "I64")
@@ -128,7 +129,8 @@ def _step(
     meant = {at: form for at, form in forms.items() if form.when is None or form.when(said)}
     if not meant and site.companion:
         return ()
-    _check_dtypes(factors, meant or forms, scene)
+    integers = {role for form in (meant or forms).values() for role in form.integers}
+    check_dtypes({role: scene.adapter[key] for role, key in factors.items()}, factors, integers)
     others = beside(meant.values(), site, name, scene.base, scene.replaced)
     shapes = {role: placed.unpacked(role, scene.adapter[key].shape) for role, key in factors.items()}
     shapes |= {role: scene.base[other].shape for role, other in others.items()}
@@ -176,15 +178,20 @@ def _check_parts(family: str, change: Change, layout: Layout, placed: Placed) ->
         )
 
 
-def _check_dtypes(factors: Mapping[str, str], forms: Mapping[int, Change], scene: Scene) -> None:
-    """Refuse factors that no form can compute with."""
-    integers = {role for form in forms.values() for role in form.integers}
-    for role, key in factors.items():
-        if not scene.adapter[key].is_float and not (role in integers and scene.adapter[key].dtype in INTEGERS):
+def check_dtypes(factors: Mapping[str, TensorSpec], names: Mapping[str, str], integers: Collection[str]) -> None:
+    """Refuse factors that no form can compute with.
+
+    Args:
+        factors: Their specs, by role.
+        names: What each is called in an error.
+        integers: The roles that hold integers.
+    """
+    for role, spec in factors.items():
+        if not spec.is_float and not (role in integers and spec.dtype in INTEGERS):
             raise DtypeMismatch(
-                f"{key} — not a float tensor",
+                f"{names[role]} — not a float tensor",
                 expected="factors of a float dtype",
-                got=f"{scene.adapter[key]}",
+                got=f"{spec}",
                 hint="quantised adapters are not supported: save the adapter in bf16, fp16 or fp32",
             )
 
