@@ -14,7 +14,7 @@ from wiseft_core.errors import AmbiguousName, WiseftError, listed
 from wiseft_core.naming.links import Link
 from wiseft_core.naming.prefix import Rule, nearest_rule, rules
 from wiseft_core.ruled import Placed, Placement, Ruled, is_unnamed, no_place, plausible
-from wiseft_core.sites import Site
+from wiseft_core.sites import Site, chain
 from wiseft_core.types import TensorSpec
 from wiseft_core.views import View
 
@@ -84,10 +84,8 @@ def may_be_new(site: Site, config: AdapterConfig | None, views: Sequence[View]) 
     """
     if config is None or set(site.factors) != {"value"}:
         return False
-    parts = site.module.split(".")
-    outer = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    parts, outer = site.module.split("."), chain(site.module)
     for entry in (*config.modules_to_save, *TASK_HEADS.get(config.task_type or "", ())):
-        # PEFT's own test for modules_to_save has no dot boundary in front: ["head"] saves lm_head and all below it.
         saved = [part for path, part in zip(outer, parts, strict=True) if path.endswith(entry)]
         if any(not any(part in view.words for view in views) for part in saved):
             return True

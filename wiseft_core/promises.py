@@ -6,21 +6,21 @@ would stay, and nobody would know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from wiseft_core.bonds import Bond
 from wiseft_core.config import AdapterConfig
 from wiseft_core.config_fields import EMBEDDING
 from wiseft_core.errors import BindingError, ConfigError, UnusedPattern, WiseftError, listed
 from wiseft_core.ruled import Placed
-from wiseft_core.sites import Site
+from wiseft_core.sites import Site, covers
 
 
 def check_promises(
     config: AdapterConfig | None,
     sites: Sequence[Site],
     placed: Sequence[Placed],
-    base: Iterable[str],
+    base: Collection[str],
     bonds: Sequence[Bond],
 ) -> None:
     """Refuse an adapter without tensors, or without those that its config says were trained of this base.
@@ -43,12 +43,12 @@ def check_promises(
             hint="was it saved without gathering what is spread over several devices (ZeRO-3, FSDP)? Save it again",
         )
     if config is not None:
-        problems = [*_lacking(config, sites, placed, list(base), bonds), *_unused(config, placed)]
+        problems = [*_lacking(config, sites, placed, base, bonds), *_unused(config, placed)]
         WiseftError.raise_all(problems)
 
 
 def _lacking(
-    config: AdapterConfig, sites: Sequence[Site], placed: Sequence[Placed], base: Sequence[str], bonds: Sequence[Bond]
+    config: AdapterConfig, sites: Sequence[Site], placed: Sequence[Placed], base: Collection[str], bonds: Sequence[Bond]
 ) -> Iterator[WiseftError]:
     """What was trained and did not come along.
 
@@ -60,9 +60,9 @@ def _lacking(
     for entry, field, role in (*promised, *((name, "trainable_token_indices", "rows") for name in tokens)):
         having = [site.module for site in sites if role in site.factors]
         is_theirs = having and role == "rows" and entry == EMBEDDING  # PEFT's word for any input embedding
-        if is_theirs or any(_wraps(entry, module) for module in having):
+        if is_theirs or any(covers(entry, module) for module in having):
             continue
-        wanted = [name for name in base if _wraps(entry, name.rpartition(".")[0])]
+        wanted = [name for name in base if covers(entry, name.rpartition(".")[0])]
         saved = {landing.name for one in placed if role in one.site.factors for landing in one.landed.landings}
         if (wanted or entry == EMBEDDING) and not any(twins.get(name) in saved for name in wanted):
             yield _missing(f"{entry!r} of {field}", f"trained values of {listed(wanted) if wanted else 'an embedding'}")
@@ -78,12 +78,6 @@ def _missing(what: str, expected: str) -> ConfigError:
         got="none",
         hint="use the file that was saved with this config, or take the entry out if it was not trained",
     )
-
-
-def _wraps(entry: str, module: str) -> bool:
-    """Whether PEFT saves `module` for an entry: as it is or within another one, by the end of its path."""
-    parts = module.split(".")
-    return any(".".join(parts[:end]).endswith(entry) for end in range(1, len(parts) + 1))
 
 
 def _unused(config: AdapterConfig, placed: Sequence[Placed]) -> Iterator[WiseftError]:

@@ -103,3 +103,17 @@ def copies(parsed: Mapping[str, PeftKey]) -> dict[str, str]:
         for key, said in parsed.items()
         if not said.shared and (at := (said.method, said.role, said.group)) in shared
     }
+
+
+def covers(entry: str, path: str) -> bool:
+    """Whether an entry of modules_to_save wraps the module at `path`, or one that it is in.
+
+    PEFT's own test has no dot boundary in front: "head" saves lm_head and all below it.
+    """
+    return any(outer.endswith(entry) for outer in chain(path))
+
+
+def chain(path: str) -> list[str]:
+    """A module and those that it is in, outermost first."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -22,6 +22,7 @@ from wiseft_core.naming.peft import PeftKey, format_key, parse_key
 from wiseft_core.naming.prefix import undone
 from wiseft_core.naming.targets import exceptions, modules_of, targets
 from wiseft_core.places import TASK_HEADS
+from wiseft_core.sites import chain, covers
 from wiseft_core.sources import Adapter
 from wiseft_core.statedict import StateDict
 
@@ -64,7 +65,7 @@ def adapter_of(view: StateDict, factors: Mapping[str, Factors], configs: Sequenc
     beside = {name for name in whole if _module(names[name]) in at}
     modules, task = modules_of(names.values()), _agreed(config.task_type for config in configs)
     heads = [entry for entry in TASK_HEADS.get(task or "", ()) if any(path.endswith(entry) for path in modules)]
-    if any(_covers(entry, path) for entry in heads for path in at):
+    if any(covers(entry, path) for entry in heads for path in at):
         task, heads = None, []  # PEFT would save that head as a whole
     offered = {entry for config in configs for entry in config.modules_to_save}
     saved = _saved({_module(names[name]) for name in whole - beside}, at, offered, heads)
@@ -72,7 +73,7 @@ def adapter_of(view: StateDict, factors: Mapping[str, Factors], configs: Sequenc
     for name, spelled in names.items():
         module, parameter = _module(spelled), spelled.rpartition(".")[2]
         one = view.plan.alike.get(name, name)  # PEFT saves what is tied once more
-        if name in beside or (one in whole and one not in beside) or any(_covers(entry, module) for entry in saved):
+        if name in beside or (one in whole and one not in beside) or any(covers(entry, module) for entry in saved):
             value = view[one] if one == name else view[one].clone()
             tensors[format_key(PeftKey(module, parameter, "value", None, name in beside))] = value
     tied = any(source in factors or source in whole for source in view.plan.alike.values())
@@ -152,17 +153,6 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _covers(entry: str, path: str) -> bool:
-    """Whether an entry of modules_to_save wraps the module at `path`, or one that it is in."""
-    return any(outer.endswith(entry) for outer in _chain(path))
-
-
-def _chain(path: str) -> list[str]:
-    """A module and those that it is in, outermost first."""
-    parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
 def _saved(
     loose: Collection[str], targeted: Collection[str], offered: Iterable[str], heads: Sequence[str]
 ) -> list[str]:
@@ -173,14 +163,14 @@ def _saved(
     Raises:
         Unsupported: A path would wrap a module with factors too.
     """
-    usable = sorted(entry for entry in offered if not any(_covers(entry, path) for path in targeted))
+    usable = sorted(entry for entry in offered if not any(covers(entry, path) for path in targeted))
     chosen = set(heads)
     for path in sorted(loose, key=lambda path: (len(path), path)):
-        if any(_covers(entry, path) for entry in chosen):
+        if any(covers(entry, path) for entry in chosen):
             continue
-        found = [entry for outer in _chain(path) for entry in usable if outer.endswith(entry)]
+        found = [entry for outer in chain(path) for entry in usable if outer.endswith(entry)]
         entry = found[0] if found else path
-        kept = [target for target in targeted if _covers(entry, target)]
+        kept = [target for target in targeted if covers(entry, target)]
         if kept:
             raise Unsupported(
                 f"{path} — PEFT cannot save this module as a whole in one adapter with the factors of {listed(kept)}",

@@ -18,7 +18,7 @@ from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, Unsupported, listed
 from wiseft_core.guards import EMBEDDINGS, FLAG, inside, may_be_tied, tied_refusal
 from wiseft_core.ruled import Placed
-from wiseft_core.sites import Site
+from wiseft_core.sites import Site, covers
 from wiseft_core.types import TensorSpec
 
 
@@ -197,8 +197,7 @@ def _with_copy(
     saved = () if config is None else config.modules_to_save
     for one in others:
         key = one.site.factors.get("value")
-        modules = itertools.accumulate(one.site.module.split("."), "{}.{}".format)
-        if key is not None and not any(module.endswith(entry) for module in modules for entry in saved):
+        if key is not None and not any(covers(entry, one.site.module) for entry in saved):
             copy = Site(one.site.module, one.site.parameter, {"value": key})
             mine = [
                 each._replace(site=replace(each.site, factors={"value": key, **each.site.factors})) for each in own[:1]
