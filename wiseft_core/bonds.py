@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from wiseft_core.guards import EMBEDDINGS, HEADS, is_untied, rows_follow, tie_flag
+from wiseft_core.guards import EMBEDDINGS, HEADS, is_of, is_untied, rows_follow, tie_flag
 from wiseft_core.naming.renames import links
 from wiseft_core.naming.table import Tie, rules_of, tied_of
 from wiseft_core.types import TensorSpec
@@ -150,9 +150,3 @@ def _is_pair(names: Iterable[str]) -> bool:
     """Whether names are, by their looks, an embedding and its head, rather than one module of several layers."""
     modules = {["", *name.split(".")][-2] for name in names if name.rpartition(".")[2] == "weight"}
     return len(modules) > 1 and not modules.isdisjoint(EMBEDDINGS | HEADS)
-
-
-def is_of(name: str, modules: Collection[str]) -> bool:
-    """Whether a name is of the weight of a module that is called so."""
-    *_, module, parameter = ["", *name.split(".")]
-    return module in modules and parameter == "weight"

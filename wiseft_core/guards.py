@@ -130,9 +130,14 @@ def _head_class(config: Mapping[str, object] | None) -> bool:
 
 def _heads(names: Iterable[str], base: Mapping[str, TensorSpec]) -> Iterator[str]:
     """The weights of heads: those called so with a row for every word, as an embedding has; attention has others."""
-    called = [name for name in names if name.endswith(".weight") and _is_module(name, HEADS)]
+    called = [name for name in names if is_of(name, HEADS)]
     words = {spec.shape[:1] for name, spec in base.items() if _is_module(name, EMBEDDINGS)} if called else set()
     return (name for name in called if name not in base or not words or base[name].shape[:1] in words)
+
+
+def is_of(name: str, modules: frozenset[str]) -> bool:
+    """Whether a name is of the weight of a module that is called so."""
+    return name.endswith(".weight") and _is_module(name, modules)
 
 
 def _is_module(name: str, modules: frozenset[str]) -> bool:

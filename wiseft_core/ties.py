@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
-from wiseft_core.bonds import Bond, Tied, is_of
+from wiseft_core.bonds import Bond, Tied
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import ConfigError, Unsupported, listed
-from wiseft_core.guards import EMBEDDINGS, FLAG, inside, may_be_tied, tied_refusal
+from wiseft_core.guards import EMBEDDINGS, FLAG, inside, is_of, may_be_tied, tied_refusal
 from wiseft_core.ruled import Placed
 from wiseft_core.sites import Site, covers
 from wiseft_core.types import TensorSpec
