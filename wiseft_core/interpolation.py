@@ -6,6 +6,7 @@ Verb floor. Everything that can be refused is refused here, at the call; tensors
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from wiseft_core.arrays import flushes_denormals
@@ -16,7 +17,7 @@ from wiseft_core.errors import ConfigError, of_adapter
 from wiseft_core.families import FAMILIES, Family
 from wiseft_core.planning import bind_sources
 from wiseft_core.plans import Plan, joined
-from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned
+from wiseft_core.sources import Adapter, BaseLike, Source, Tuned, as_source, as_tuned, hold_same
 from wiseft_core.statedict import StateDict
 from wiseft_core.types import Alpha, parse_dtype
 
@@ -128,6 +129,7 @@ def bound_of(
         )
     plans = list[Plan]()
     options: dict[str, Any] = {"base_config": base_config, "tied": tied, "output_dtype": dtype, "families": families}
+    options["agree"] = cache(partial(hold_same, source))  # the base's two tensors are read once for all adapters
     for number, one in enumerate(tuned, start=1):
         with of_adapter(number, len(tuned)):
             plans.append(bind_sources(source, one, **options))

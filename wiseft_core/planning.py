@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wiseft_core.binding import bind
-from wiseft_core.bonds import joined_names
+from wiseft_core.bonds import Agree, joined_names
 from wiseft_core.config import AdapterConfig
 from wiseft_core.errors import show
 from wiseft_core.families import FAMILIES, Family
@@ -69,8 +69,9 @@ def bind_sources(
     output_dtype: str | None,
     families: Mapping[str, Family],
     apart: Collection[str] = (),
+    agree: Agree | None = None,
 ) -> Plan:
-    """`bind` for opened sources: the base's own config.json is used where none is given.
+    """`bind` for opened sources: the base's own config.json is used where none is given, and its own values.
 
     Raises:
         WiseftError: As for `bind`.
@@ -87,7 +88,7 @@ def bind_sources(
         output_dtype=output_dtype,
         tied=tied,
         apart=apart,
-        agree=partial(hold_same, source),
+        agree=agree or partial(hold_same, source),
         known=tuned.links,
         components=_configs(source, base_config),
         families=families,
