@@ -39,10 +39,9 @@ class StateDict(Mapping[str, "Tensor"]):
 
     def __init__(self, bound: Bound, alphas: Sequence[Alpha], *, extrapolate: bool = False) -> None:
         self._bound = bound
-        self.given: tuple[Alpha, ...] = tuple(alphas)
-        self.extrapolate = extrapolate
-        self.alphas: tuple[Mapping[str, float], ...] = tuple(self._resolved())
-        self.given = tuple(map(frozen, self.given))  # what is recorded later is what was computed with
+        given, self.extrapolate = tuple(alphas), extrapolate
+        self.alphas: tuple[Mapping[str, float], ...] = tuple(self._resolved(given))
+        self.given: tuple[Alpha, ...] = tuple(map(frozen, given))  # what is recorded is what was computed with
         WiseftError.raise_all(list(self._torn()))
         self._tied: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
 
@@ -57,10 +56,10 @@ class StateDict(Mapping[str, "Tensor"]):
                     hint='give both names the same alpha; where tuning makes them differ, tied="untie" writes both',
                 )
 
-    def _resolved(self) -> Iterator[Mapping[str, float]]:
+    def _resolved(self, given: Sequence[Alpha]) -> Iterator[Mapping[str, float]]:
         """For each adapter, the coefficient of each name that it touches."""
-        for number, (alpha, part) in enumerate(zip(self.given, self._bound.parts, strict=True), start=1):
-            with of_adapter(number, len(self.given)):
+        for number, (alpha, part) in enumerate(zip(given, self._bound.parts, strict=True), start=1):
+            with of_adapter(number, len(given)):
                 yield resolve(alpha, list(part.plan.bindings), extrapolate=self.extrapolate)
 
     @property

@@ -20,7 +20,7 @@ from wiseft_core.cli.session import Session, hired
 from wiseft_core.errors import CheckpointError, listed
 from wiseft_core.store.hub import found
 from wiseft_core.store.locate import check_bare
-from wiseft_core.types import Alpha, parse_dtype
+from wiseft_core.types import Alpha
 from wiseft_core.version import __version__
 
 if TYPE_CHECKING:
@@ -111,11 +111,8 @@ def plan(
     """
     from wiseft_core.planning import plan as plan_of
 
-    dtype = None
-    if output_dtype is not None:
-        dtype = parse_dtype(output_dtype)
     tuned, chosen = named(adapter, adapter_name), flags.Chosen(weights, component, variant)
-    seen = plan_of(checkpoint(base, chosen), tuned, tied=tied, output_dtype=dtype)
+    seen = plan_of(checkpoint(base, chosen), tuned, tied=tied, output_dtype=output_dtype)
     if as_json:
         say_json(seen.as_dict())
     elif not quiet:
